@@ -1,1 +1,32 @@
 #![doc = include_str!("../README.md")]
+#![forbid(unsafe_code)]
+#![deny(missing_docs)]
+
+// Band 1: primitives. They know `std` only: no timer, no spawn, no log.
+mod ambient;
+mod cancel;
+mod close;
+mod error;
+mod slab;
+mod sync;
+mod wait;
+
+// Band 2: threads. They know band 1 and `std::thread`.
+
+// Band 3: tokio. It knows bands 1 and 2.
+#[cfg(feature = "tokio")]
+mod rt;
+
+pub use ambient::{checkpoint, checkpoint_if_cancelled, current_cancel_scope, shield};
+pub use cancel::{CancelScope, ScopeGroup, ScopeGuard};
+pub use close::{CloseError, CloseScope, WorkGuard, WorkTracker};
+pub use error::{Cancelled, Failure, Name, Panic, Reason, WaitError};
+
+
+/// For those who host the primitives on another loop than tokio's, as this crate's Python package does. Not covered by the
+/// crate's promise of compatibility.
+#[doc(hidden)]
+pub mod host {
+    pub use crate::ambient::{Entry, Frame, Host, Scoped, Shields, enter, relay};
+    pub use crate::wait::{Blocked, LoopMark, Park, block_on_with, current_loop, may_block};
+}

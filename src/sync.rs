@@ -1,0 +1,102 @@
+//! The one door to locks, atomics and thread parking: `std`, or `loom` when the models run.
+//!
+//! Two kinds of lock, both without poison at the surface: a panic under one of ours cannot leave a broken state, because
+//! nothing but our own straight-line code runs there (law 1).
+//!
+//! - [`Mutex`]: everywhere.
+//! - [`BackoffMutex`]: the channel's queue only, the one place where it wins (see DESIGN.md, "Locks").
+//!
+//! `Arc` stays `std`'s under loom: loom's cannot be unsized or become a `Waker`, and reference counts are not what the
+//! models are after.
+
+pub(crate) use std::sync::{Arc, Weak};
+
+#[cfg(loom)]
+pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+#[cfg(not(loom))]
+pub(crate) use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+#[cfg(loom)]
+pub(crate) use loom::thread;
+#[cfg(not(loom))]
+pub(crate) use std::thread;
+
+#[cfg(loom)]
+pub(crate) use loom::thread_local;
+#[cfg(not(loom))]
+pub(crate) use std::thread_local;
+
+#[cfg(loom)]
+use loom::sync as imp;
+#[cfg(not(loom))]
+use std::sync as imp;
+
+/// A mutual exclusion lock that does not poison.
+#[derive(Debug, Default)]
+pub(crate) struct Mutex<T>(imp::Mutex<T>);
+
+impl<T> Mutex<T> {
+    pub(crate) fn new(value: T) -> Self {
+        Mutex(imp::Mutex::new(value))
+    }
+
+    pub(crate) fn lock(&self) -> imp::MutexGuard<'_, T> {
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// Parks the current thread, for at most `time`. May return early, as `std`'s does.
+pub(crate) fn park(time: Option<std::time::Duration>) {
+    match time {
+        // loom has no clock: a model in which a deadline decides would be a model of the clock.
+        #[cfg(not(loom))]
+        Some(time) => thread::park_timeout(time),
+        _ => thread::park(),
+    }
+}
+
+#[cfg(loom)]
+pub(crate) use Mutex as BackoffMutex;
+
+/// A lock for critical sections of a few instructions, whose unlock is a plain store.
+///
+/// The waiting side backs off (spins briefly, then yields, then sleeps), which lets the holder's side burst and keeps a
+/// preempted or lower-priority holder from costing a core. Only a push, a pop or a swap may happen under it.
+#[cfg(not(loom))]
+#[derive(Debug)]
+pub(crate) struct BackoffMutex<T>(spin::mutex::SpinMutex<T>);
+
+#[cfg(not(loom))]
+impl<T> BackoffMutex<T> {
+    pub(crate) fn new(value: T) -> Self {
+        BackoffMutex(spin::mutex::SpinMutex::new(value))
+    }
+
+    pub(crate) fn lock(&self) -> spin::mutex::SpinMutexGuard<'_, T> {
+        match self.0.try_lock() {
+            Some(guard) => guard,
+            None => self.lock_contended(),
+        }
+    }
+
+    #[cold]
+    fn lock_contended(&self) -> spin::mutex::SpinMutexGuard<'_, T> {
+        const SPINS: u32 = 6; // 2^0 + .. + 2^5 pauses: about a microsecond
+        const YIELDS: u32 = 16;
+        for round in 0u32.. {
+            if round < SPINS {
+                (0..1 << round).for_each(|_| std::hint::spin_loop());
+            } else if round < SPINS + YIELDS {
+                thread::yield_now();
+            } else {
+                // The holder is off the processor: give it ours, for longer each time, up to a millisecond.
+                let micros = 50 << (round - SPINS - YIELDS).min(4);
+                thread::sleep(std::time::Duration::from_micros(micros));
+            }
+            if let Some(guard) = self.0.try_lock() {
+                return guard;
+            }
+        }
+        unreachable!("the loop above ends only by returning")
+    }
+}
