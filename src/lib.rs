@@ -5,6 +5,7 @@
 // Band 1: primitives. They know `std` only: no timer, no spawn, no log.
 mod ambient;
 mod cancel;
+mod channel;
 mod close;
 mod error;
 mod slab;
@@ -19,6 +20,10 @@ mod rt;
 
 pub use ambient::{checkpoint, checkpoint_if_cancelled, current_cancel_scope, shield};
 pub use cancel::{CancelScope, ScopeGroup, ScopeGuard};
+pub use channel::{
+    ChannelStats, LateSend, Receiver, RecvBlockingError, RecvError, SendBlockingError, SendError, Sender, TryRecvError,
+    TrySendError, bounded, channel,
+};
 pub use close::{CloseError, CloseScope, WorkGuard, WorkTracker};
 pub use error::{Cancelled, Failure, Name, Panic, Reason, WaitError};
 
