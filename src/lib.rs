@@ -3,11 +3,13 @@
 #![deny(missing_docs)]
 
 // Band 1: primitives. They know `std` only: no timer, no spawn, no log.
+mod actor;
 mod ambient;
 mod cancel;
 mod channel;
 mod close;
 mod error;
+mod mailbox;
 mod slab;
 mod sync;
 mod wait;
@@ -18,6 +20,7 @@ mod wait;
 #[cfg(feature = "tokio")]
 mod rt;
 
+pub use actor::{ActorCore, Release, Stopped};
 pub use ambient::{checkpoint, checkpoint_if_cancelled, current_cancel_scope, shield};
 pub use cancel::{CancelScope, ScopeGroup, ScopeGuard};
 pub use channel::{
@@ -26,6 +29,7 @@ pub use channel::{
 };
 pub use close::{CloseError, CloseScope, WorkGuard, WorkTracker};
 pub use error::{Cancelled, Failure, Name, Panic, Reason, WaitError};
+pub use mailbox::{Floor, Inbox, Mailbox, PriorityMailbox};
 
 
 /// For those who host the primitives on another loop than tokio's, as this crate's Python package does. Not covered by the
