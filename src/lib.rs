@@ -10,6 +10,7 @@ mod channel;
 mod close;
 mod error;
 mod mailbox;
+mod registry;
 mod slab;
 mod sync;
 mod wait;
@@ -30,6 +31,7 @@ pub use channel::{
 pub use close::{CloseError, CloseScope, WorkGuard, WorkTracker};
 pub use error::{Cancelled, Failure, Name, Panic, Reason, WaitError};
 pub use mailbox::{Floor, Inbox, Mailbox, PriorityMailbox};
+pub use registry::{ReplyHandle, RequestError, RequestRegistry, Waiter};
 
 
 /// For those who host the primitives on another loop than tokio's, as this crate's Python package does. Not covered by the

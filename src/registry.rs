@@ -1,0 +1,725 @@
+//! Requests that wait for their reply: [`RequestRegistry`], answered by key or by a handle that travels along.
+//!
+//! | slot | `resolve`, `fail` | reply handle dropped | waiter polled | waiter dropped |
+//! |---|---|---|---|---|
+//! | pending | done | done: `Abandoned` | parks | free |
+//! | done | `Err(value)`, `false` | | takes the outcome, free | free, the outcome is dropped |
+//! | free, or another request's (generation) | `Err(value)`, `false` | | | |
+//!
+//! # Invariants
+//!
+//! 1. A request is pending from `register` on, before anything is sent, until exactly one of resolve, fail, close, drop of the
+//!    handle or drop of the waiter ends it. Only the waiter frees the slot.
+//! 2. The key is in the map as long as the request is pending. Who ends it by key takes the entry out; a reply handle does not
+//!    look its key up: it leaves a stale entry (`mapped`), which the waiter takes out, or the next request with that key.
+//! 3. A generation is never used twice in a shard: a handle or a waiter finds its own request or none.
+//! 4. One shard lock at a time. Under it run the key's `Eq` (the documented exception to law 1; a panic there leaves the map
+//!    intact) and, in `pending`, its `Clone`; never its `Hash` or its drop. Values, wakers and causes move through and are dropped outside.
+
+use std::borrow::Borrow;
+use std::collections::HashSet;
+use std::collections::hash_map::RandomState;
+use std::error::Error;
+use std::fmt;
+use std::future::Future;
+use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher};
+use std::panic::Location;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use crate::close::{CloseError, CloseScope, OnClose};
+use crate::error::{Failure, WOULD_BLOCK, WaitError};
+use crate::slab::Slab;
+use crate::sync::{Arc, Mutex, Weak};
+use crate::wait::{WakeBatch, block_on, may_block};
+
+/// The requests in flight of a connection or a service, and who waits for each.
+///
+/// A request is registered before it is sent and ends in exactly one way; the entry goes with its [`Waiter`], whether that gets
+/// a reply, times out, is cancelled or dropped. Clones are the same registry. Every method may be called from any thread.
+///
+/// - [`request`](RequestRegistry::request): the peer answers by key, and a reader calls [`resolve`](RequestRegistry::resolve).
+/// - [`ask`](RequestRegistry::ask): a [`ReplyHandle`] travels with the request, and whoever has it answers.
+/// - [`close`](RequestRegistry::close), or [`bound_to`](RequestRegistry::bound_to) a scope that ends: all waiters wake with
+///   the cause, and so does everyone who comes later.
+///
+/// ```
+/// use microio::{Failure, RequestRegistry};
+/// let requests = RequestRegistry::<u32, String>::new();
+/// let waiter = requests.register(1).unwrap();
+/// assert_eq!(requests.resolve(&1, "pong".to_owned()), Ok(()));
+/// assert_eq!(requests.resolve(&1, "late".to_owned()), Err("late".to_owned()));
+/// assert_eq!(waiter.wait_blocking(None).unwrap(), "pong");
+///
+/// requests.close(Failure::msg("connection reset"));
+/// assert_eq!(requests.register(2).unwrap_err().to_string(), "connection reset");
+/// ```
+pub struct RequestRegistry<K, V>(Arc<Inner<K, V>>);
+
+/// Enough that two threads seldom meet; a power of two.
+const SHARDS: usize = if cfg!(loom) { 1 } else { 16 };
+
+struct Inner<K, V> {
+    hasher: RandomState,
+    shards: [Mutex<Shard<K, V>>; SHARDS],
+}
+
+/// Alone on its cache lines. Empty until used: neither table allocates before its first entry.
+#[repr(align(128))]
+struct Shard<K, V> {
+    keys: HashSet<Entry<K>, BuildHasherDefault<Carried>>,
+    slots: Slab<Slot<V>>,
+    pending: usize,
+    next_generation: u64,
+    closed: Option<Failure>,
+}
+
+struct Slot<V> {
+    generation: u64,
+    /// The map has an entry for it.
+    mapped: bool,
+    since: Instant,
+    state: State<V>,
+}
+
+enum State<V> {
+    Pending(Option<Waker>),
+    Done(Result<V, RequestError>),
+}
+
+/// Where a request is: enough to find its slot, and to know if it is still its own.
+#[derive(Clone, Copy)]
+struct Place {
+    hash: u64,
+    slot: u32,
+    generation: u64,
+}
+
+/// A key in the map, with its hash (made once, outside the lock) and its slot.
+struct Entry<K> {
+    hash: u64,
+    slot: u32,
+    key: K,
+}
+
+/// How the map finds an entry: by key where the caller has one, or by slot, which needs neither `Hash` nor `Eq` of the key (so
+/// that handles and waiters have no bounds).
+trait Find<K> {
+    fn hash(&self) -> u64;
+    fn entry(&self) -> Option<&Entry<K>>;
+    fn is(&self, entry: &Entry<K>) -> bool;
+}
+
+struct ByKey<'a, K>(u64, &'a K);
+
+struct BySlot(u64, u32);
+
+/// How a request ended without a reply, or why it could not be made.
+#[derive(Clone, Debug)]
+pub enum RequestError {
+    /// It failed alone, or with all others in `fail_all`, or it could not be sent: with that cause.
+    Failed(Failure),
+    /// The registry is closed, with that cause.
+    Closed(Failure),
+    /// The reply handle was dropped without an answer.
+    Abandoned,
+    /// A request with that key is pending.
+    Duplicate,
+    /// No reply came in time. The entry is gone.
+    TimedOut,
+    /// Called on an event loop or inside an async worker. Nothing was registered or sent.
+    WouldBlock,
+}
+
+impl<K, V> Clone for RequestRegistry<K, V> {
+    fn clone(&self) -> Self {
+        RequestRegistry(self.0.clone())
+    }
+}
+
+impl<K, V> Default for RequestRegistry<K, V> {
+    fn default() -> Self {
+        let shard = |_| {
+            let (keys, slots) = (HashSet::default(), Slab::default());
+            Mutex::new(Shard { keys, slots, pending: 0, next_generation: 0, closed: None })
+        };
+        RequestRegistry(Arc::new(Inner { hasher: RandomState::new(), shards: std::array::from_fn(shard) }))
+    }
+}
+
+impl<K: Eq + Hash + Clone, V> RequestRegistry<K, V> {
+    /// A registry that is open and empty.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A registry that closes when `scope` does, with its cause, or with the text of its reason.
+    pub fn bound_to(scope: &CloseScope) -> Self
+    where
+        K: Send + 'static,
+        V: Send + 'static,
+    {
+        let registry = Self::new();
+        let hook: Weak<Inner<K, V>> = Arc::downgrade(&registry.0);
+        scope.on_close(hook);
+        registry
+    }
+
+    /// Registers a request that is answered by its key. To be called before the request is sent.
+    ///
+    /// # Errors
+    /// `Duplicate`, `Closed`.
+    pub fn register(&self, key: K) -> Result<Waiter<K, V>, RequestError> {
+        let place = self.0.insert(&key)?;
+        Ok(Waiter { registry: self.0.clone(), key, place, done: false })
+    }
+
+    /// Registers a request that is answered by the handle, which is sent along; the key answers too.
+    ///
+    /// # Errors
+    /// `Duplicate`, `Closed`.
+    #[allow(clippy::type_complexity)]
+    pub fn reply(&self, key: K) -> Result<(ReplyHandle<K, V>, Waiter<K, V>), RequestError> {
+        let place = self.0.insert(&key)?;
+        let handle = ReplyHandle { registry: self.0.clone(), key: key.clone(), place, answered: false };
+        Ok((handle, Waiter { registry: self.0.clone(), key, place, done: false }))
+    }
+
+    /// Answers the request with that key. `Ok` means that its waiter gets the value, if it still looks.
+    ///
+    /// # Errors
+    /// The value comes back: there is no such request, or no longer.
+    pub fn resolve(&self, key: &K, value: V) -> Result<(), V> {
+        self.0.finish_key(key, Ok(value)).map_err(|outcome| match outcome {
+            Ok(value) => value,
+            Err(_) => unreachable!("what comes back is what was given"),
+        })
+    }
+
+    /// Fails the request with that key. `false`: there is no such request, or no longer.
+    pub fn fail(&self, key: &K, cause: impl Into<Failure>) -> bool {
+        self.0.finish_key(key, Err(RequestError::Failed(cause.into()))).is_ok()
+    }
+
+    /// Fails all requests that are pending now, with one shared cause; the registry stays usable. Returns how many.
+    pub fn fail_all(&self, cause: impl Into<Failure>) -> usize {
+        let error = RequestError::Failed(cause.into());
+        (0..SHARDS).map(|shard| self.0.sweep(shard, &error)).sum()
+    }
+
+    /// Closes the registry for good: all pending requests end `Closed` with that cause, and later ones are refused with it at
+    /// once. Returns how many were pending; a later close changes nothing and returns 0.
+    pub fn close(&self, cause: impl Into<Failure>) -> usize {
+        self.0.close(cause.into())
+    }
+
+    /// How many requests are pending.
+    pub fn len(&self) -> usize {
+        self.0.shards.iter().map(|shard| shard.lock().pending).sum()
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether a request with that key is pending.
+    pub fn contains(&self, key: &K) -> bool {
+        let hash = self.0.hasher.hash_one(key);
+        let shard = self.0.shard(hash).lock();
+        shard.keys.get(find(&ByKey(hash, key))).is_some_and(|entry| shard.is_pending(entry.slot))
+    }
+
+    /// The pending requests and their ages. A snapshot for people and logs: it clones the keys under the registry's locks.
+    pub fn pending(&self) -> Vec<(K, Duration)> {
+        let now = Instant::now();
+        let mut pending = Vec::new();
+        for shard in &self.0.shards {
+            let shard = shard.lock();
+            let entries = shard.keys.iter().filter(|entry| shard.is_pending(entry.slot));
+            let aged =
+                entries.map(|entry| (entry.key.clone(), now.saturating_duration_since(shard.slots[entry.slot].since)));
+            pending.extend(aged);
+        }
+        pending
+    }
+
+    /// Registers, sends, and waits for the reply, which comes by key.
+    ///
+    /// # Errors
+    /// `Failed` with the cause of `send` if that fails; otherwise how the request ended.
+    ///
+    /// # Cancel safety
+    /// Dropping the future removes the entry: a reply that comes later finds none.
+    pub async fn request<E: Into<Failure>>(
+        &self,
+        key: K,
+        send: impl FnOnce(&K) -> Result<(), E>,
+    ) -> Result<V, RequestError> {
+        let waiter = self.register(key)?;
+        send(&waiter.key).map_err(|cause| RequestError::Failed(cause.into()))?;
+        waiter.await
+    }
+
+    /// As [`request`](RequestRegistry::request), blocking this thread for at most `timeout` (None: for ever).
+    ///
+    /// # Errors
+    /// The same, `TimedOut`, and `WouldBlock` (then nothing was sent).
+    pub fn request_blocking<E: Into<Failure>>(
+        &self,
+        key: K,
+        send: impl FnOnce(&K) -> Result<(), E>,
+        timeout: Option<Duration>,
+    ) -> Result<V, RequestError> {
+        if !may_block() {
+            return Err(RequestError::WouldBlock);
+        }
+        let waiter = self.register(key)?;
+        send(&waiter.key).map_err(|cause| RequestError::Failed(cause.into()))?;
+        waiter.wait_blocking(timeout)
+    }
+
+    /// Registers, sends the handle along, and waits for whoever gets it to answer.
+    ///
+    /// # Errors
+    /// `Failed` with the cause of `send` if that fails; otherwise how the request ended.
+    ///
+    /// # Cancel safety
+    /// Dropping the future removes the entry: the handle finds out ([`ReplyHandle::is_wanted`]).
+    pub async fn ask<E: Into<Failure>>(
+        &self,
+        key: K,
+        send: impl FnOnce(ReplyHandle<K, V>) -> Result<(), E>,
+    ) -> Result<V, RequestError> {
+        let (handle, waiter) = self.reply(key)?;
+        send(handle).map_err(|cause| RequestError::Failed(cause.into()))?;
+        waiter.await
+    }
+
+    /// As [`ask`](RequestRegistry::ask), blocking this thread for at most `timeout` (None: for ever).
+    ///
+    /// # Errors
+    /// The same, `TimedOut`, and `WouldBlock` (then nothing was sent).
+    pub fn ask_blocking<E: Into<Failure>>(
+        &self,
+        key: K,
+        send: impl FnOnce(ReplyHandle<K, V>) -> Result<(), E>,
+        timeout: Option<Duration>,
+    ) -> Result<V, RequestError> {
+        if !may_block() {
+            return Err(RequestError::WouldBlock);
+        }
+        let (handle, waiter) = self.reply(key)?;
+        send(handle).map_err(|cause| RequestError::Failed(cause.into()))?;
+        waiter.wait_blocking(timeout)
+    }
+}
+
+impl<K, V> Inner<K, V> {
+    /// Its bits are not those that the shard's map uses: it takes the lowest and the top seven.
+    fn shard(&self, hash: u64) -> &Mutex<Shard<K, V>> {
+        &self.shards[(hash >> 48) as usize % SHARDS]
+    }
+
+    /// Ends the request, if it is still pending; otherwise the outcome comes back.
+    fn finish(&self, place: Place, outcome: Result<V, RequestError>) -> Result<(), Result<V, RequestError>> {
+        let mut shard = self.shard(place.hash).lock();
+        if !shard.is_own(place) || !shard.is_pending(place.slot) {
+            drop(shard);
+            return Err(outcome);
+        }
+        let waker = shard.finish(place.slot, outcome);
+        drop(shard);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        Ok(())
+    }
+
+    /// Fails what is pending in a shard now. Requests that are made during the sweep, by those it wakes too, are not hit.
+    fn sweep(&self, shard: usize, error: &RequestError) -> usize {
+        const AT_A_TIME: u32 = 256;
+        let mut state = self.shards[shard].lock();
+        let limit = state.next_generation;
+        let keys = std::mem::take(&mut state.keys);
+        drop(state);
+        drop(keys);
+        let (mut failed, mut slot) = (0, 0);
+        loop {
+            let mut batch = WakeBatch::default();
+            let mut state = self.shards[shard].lock();
+            let end = state.slots.end().min(slot + AT_A_TIME);
+            while slot < end && !batch.is_full() {
+                if state.slots.get(slot).is_some_and(|slot| slot.generation < limit) && state.is_pending(slot) {
+                    failed += 1;
+                    state.finish(slot, Err(error.clone())).into_iter().for_each(|waker| batch.push(waker));
+                }
+                slot += 1;
+            }
+            let more = slot < state.slots.end();
+            drop(state);
+            batch.wake();
+            if !more {
+                return failed;
+            }
+        }
+    }
+
+    fn close(&self, cause: Failure) -> usize {
+        let error = RequestError::Closed(cause.clone());
+        // The first shard decides who closes; the others follow. Until a shard is marked it accepts requests, and then sweeps
+        // them away: nobody waits in vain.
+        for (index, shard) in self.shards.iter().enumerate() {
+            let mut shard = shard.lock();
+            if index == 0 && shard.closed.is_some() {
+                return 0;
+            }
+            shard.closed = Some(cause.clone());
+        }
+        (0..SHARDS).map(|shard| self.sweep(shard, &error)).sum()
+    }
+}
+
+impl<K: Eq + Hash + Clone, V> Inner<K, V> {
+    fn insert(&self, key: &K) -> Result<Place, RequestError> {
+        let hash = self.hasher.hash_one(key);
+        let mut entry = Entry { hash, slot: 0, key: key.clone() };
+        let since = Instant::now();
+        let mut shard = self.shard(hash).lock();
+        if let Some(cause) = shard.closed.clone() {
+            drop(shard);
+            return Err(RequestError::Closed(cause));
+        }
+        let mut stale = None;
+        if let Some(&Entry { slot, .. }) = shard.keys.get(find(&ByKey(hash, key))) {
+            if shard.is_pending(slot) {
+                drop(shard);
+                return Err(RequestError::Duplicate);
+            }
+            stale = shard.keys.take(find(&BySlot(hash, slot)));
+            shard.slots[slot].mapped = false;
+        }
+        let generation = shard.next_generation;
+        shard.next_generation += 1;
+        shard.pending += 1;
+        entry.slot = shard.slots.insert(Slot { generation, mapped: true, since, state: State::Pending(None) });
+        let place = Place { hash, slot: entry.slot, generation };
+        shard.keys.insert(entry);
+        drop(shard);
+        drop(stale);
+        Ok(place)
+    }
+
+    fn finish_key(&self, key: &K, outcome: Result<V, RequestError>) -> Result<(), Result<V, RequestError>> {
+        let hash = self.hasher.hash_one(key);
+        let mut shard = self.shard(hash).lock();
+        let slot = shard.keys.get(find(&ByKey(hash, key))).map(|entry| entry.slot);
+        let Some(slot) = slot.filter(|slot| shard.is_pending(*slot)) else {
+            drop(shard);
+            return Err(outcome);
+        };
+        let entry = shard.keys.take(find(&BySlot(hash, slot)));
+        shard.slots[slot].mapped = false;
+        let waker = shard.finish(slot, outcome);
+        drop(shard);
+        drop(entry);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        Ok(())
+    }
+}
+
+impl<K, V> Shard<K, V> {
+    fn is_own(&self, place: Place) -> bool {
+        self.slots.get(place.slot).is_some_and(|slot| slot.generation == place.generation)
+    }
+
+    fn is_pending(&self, slot: u32) -> bool {
+        matches!(self.slots[slot].state, State::Pending(_))
+    }
+
+    /// A pending request is done; here is the waker of who waits for it.
+    #[must_use]
+    fn finish(&mut self, slot: u32, outcome: Result<V, RequestError>) -> Option<Waker> {
+        self.pending -= 1;
+        match std::mem::replace(&mut self.slots[slot].state, State::Done(outcome)) {
+            State::Pending(waker) => waker,
+            State::Done(_) => unreachable!("only what is pending is finished"),
+        }
+    }
+
+    /// Frees a slot; what was in it, and in the map, is to be dropped outside the lock.
+    #[must_use]
+    fn free(&mut self, place: Place) -> (State<V>, Option<Entry<K>>) {
+        let slot = self.slots.remove(place.slot);
+        self.pending -= usize::from(matches!(slot.state, State::Pending(_)));
+        let entry = if slot.mapped { self.keys.take(find(&BySlot(place.hash, place.slot))) } else { None };
+        (slot.state, entry)
+    }
+}
+
+impl<K, V> OnClose for Inner<K, V>
+where
+    K: Send,
+    V: Send,
+{
+    fn on_close(self: Arc<Self>, end: &CloseError, _at: &'static Location<'static>) {
+        self.close(end.clone().into_failure());
+    }
+}
+
+/// Carries the hash that an [`Entry`] was made with.
+#[derive(Default)]
+struct Carried(u64);
+
+impl Hasher for Carried {
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+    fn write(&mut self, _: &[u8]) {
+        unreachable!("an entry writes its hash only")
+    }
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+fn find<'a, K>(by: &'a (dyn Find<K> + 'a)) -> &'a (dyn Find<K> + 'a) {
+    by
+}
+
+impl<K> Find<K> for Entry<K> {
+    fn hash(&self) -> u64 {
+        self.hash
+    }
+    fn entry(&self) -> Option<&Entry<K>> {
+        Some(self)
+    }
+    fn is(&self, entry: &Entry<K>) -> bool {
+        self.slot == entry.slot
+    }
+}
+
+impl<K: Eq> Find<K> for ByKey<'_, K> {
+    fn hash(&self) -> u64 {
+        self.0
+    }
+    fn entry(&self) -> Option<&Entry<K>> {
+        None
+    }
+    fn is(&self, entry: &Entry<K>) -> bool {
+        self.0 == entry.hash && *self.1 == entry.key
+    }
+}
+
+impl<K> Find<K> for BySlot {
+    fn hash(&self) -> u64 {
+        self.0
+    }
+    fn entry(&self) -> Option<&Entry<K>> {
+        None
+    }
+    fn is(&self, entry: &Entry<K>) -> bool {
+        self.1 == entry.slot
+    }
+}
+
+impl<'a, K: 'a> Borrow<dyn Find<K> + 'a> for Entry<K> {
+    fn borrow(&self) -> &(dyn Find<K> + 'a) {
+        self
+    }
+}
+
+impl<K> Hash for dyn Find<K> + '_ {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(Find::hash(self));
+    }
+}
+
+impl<K> PartialEq for dyn Find<K> + '_ {
+    fn eq(&self, other: &Self) -> bool {
+        match (self.entry(), other.entry()) {
+            (_, Some(entry)) => self.is(entry),
+            (Some(entry), None) => other.is(entry),
+            (None, None) => false,
+        }
+    }
+}
+
+impl<K> Eq for dyn Find<K> + '_ {}
+
+impl<K> Hash for Entry<K> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.hash);
+    }
+}
+
+impl<K> PartialEq for Entry<K> {
+    fn eq(&self, other: &Self) -> bool {
+        self.slot == other.slot
+    }
+}
+
+impl<K> Eq for Entry<K> {}
+
+/// The right to answer one request, which travels with it. Dropped without an answer, it ends the request `Abandoned`.
+pub struct ReplyHandle<K, V> {
+    registry: Arc<Inner<K, V>>,
+    key: K,
+    place: Place,
+    answered: bool,
+}
+
+impl<K, V> ReplyHandle<K, V> {
+    /// The key of the request.
+    pub fn key(&self) -> &K {
+        &self.key
+    }
+
+    /// Answers the request.
+    ///
+    /// # Errors
+    /// The value comes back: nobody waits any more. A newer request with the same key is not touched.
+    pub fn resolve(mut self, value: V) -> Result<(), V> {
+        self.answered = true;
+        self.registry.finish(self.place, Ok(value)).map_err(|outcome| match outcome {
+            Ok(value) => value,
+            Err(_) => unreachable!("what comes back is what was given"),
+        })
+    }
+
+    /// Fails the request. `false`: nobody waits any more.
+    pub fn fail(mut self, cause: impl Into<Failure>) -> bool {
+        self.answered = true;
+        self.registry.finish(self.place, Err(RequestError::Failed(cause.into()))).is_ok()
+    }
+
+    /// Whether somebody still waits for the answer.
+    pub fn is_wanted(&self) -> bool {
+        let shard = self.registry.shard(self.place.hash).lock();
+        shard.is_own(self.place) && shard.is_pending(self.place.slot)
+    }
+}
+
+impl<K, V> Drop for ReplyHandle<K, V> {
+    fn drop(&mut self) {
+        if !self.answered {
+            let _too_late = self.registry.finish(self.place, Err(RequestError::Abandoned));
+        }
+    }
+}
+
+/// Waits for the outcome of one request: await it, or block on it. Dropping it takes the request back.
+#[must_use = "the request ends when its waiter is dropped"]
+pub struct Waiter<K, V> {
+    registry: Arc<Inner<K, V>>,
+    key: K,
+    place: Place,
+    done: bool,
+}
+
+impl<K, V> Waiter<K, V> {
+    /// The key of the request.
+    pub fn key(&self) -> &K {
+        &self.key
+    }
+
+    /// Blocks this thread until the request ends, for at most `timeout` (None: for ever). The entry is gone afterwards.
+    ///
+    /// # Errors
+    /// How the request ended; `TimedOut`; `WouldBlock` on an event loop or inside an async worker.
+    pub fn wait_blocking(self, timeout: Option<Duration>) -> Result<V, RequestError> {
+        block_on(self, timeout).unwrap_or_else(|blocked| {
+            Err(match blocked {
+                WaitError::TimedOut => RequestError::TimedOut,
+                WaitError::WouldBlock => RequestError::WouldBlock,
+            })
+        })
+    }
+}
+
+/// The key is never pinned.
+impl<K, V> Unpin for Waiter<K, V> {}
+
+impl<K, V> Future for Waiter<K, V> {
+    type Output = Result<V, RequestError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.get_mut();
+        assert!(!this.done, "polled after its end");
+        let mut waker = None;
+        loop {
+            let mut shard = this.registry.shard(this.place.hash).lock();
+            let State::Pending(parked) = &mut shard.slots[this.place.slot].state else {
+                let (state, entry) = shard.free(this.place);
+                drop(shard);
+                drop(entry);
+                this.done = true;
+                let State::Done(outcome) = state else { unreachable!("just seen") };
+                return Poll::Ready(outcome);
+            };
+            if parked.as_ref().is_some_and(|parked| parked.will_wake(cx.waker())) {
+                return Poll::Pending;
+            }
+            if let Some(waker) = waker.take() {
+                let replaced = parked.replace(waker);
+                drop(shard);
+                drop(replaced);
+                return Poll::Pending;
+            }
+            drop(shard);
+            waker = Some(cx.waker().clone());
+        }
+    }
+}
+
+impl<K, V> Drop for Waiter<K, V> {
+    fn drop(&mut self) {
+        if !self.done {
+            let left = self.registry.shard(self.place.hash).lock().free(self.place);
+            drop(left);
+        }
+    }
+}
+
+impl fmt::Display for RequestError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RequestError::Failed(cause) | RequestError::Closed(cause) => cause.fmt(f),
+            RequestError::Abandoned => f.write_str("the request was dropped without an answer"),
+            RequestError::Duplicate => f.write_str("a request with that key is pending"),
+            RequestError::TimedOut => f.write_str("timed out waiting for the reply"),
+            RequestError::WouldBlock => f.write_str(WOULD_BLOCK),
+        }
+    }
+}
+
+impl Error for RequestError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            RequestError::Failed(cause) | RequestError::Closed(cause) => cause.source(),
+            _ => None,
+        }
+    }
+}
+
+impl<K, V> fmt::Debug for RequestRegistry<K, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let pending: usize = self.0.shards.iter().map(|shard| shard.lock().pending).sum();
+        f.debug_struct("RequestRegistry").field("pending", &pending).finish()
+    }
+}
+
+impl<K: fmt::Debug, V> fmt::Debug for ReplyHandle<K, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReplyHandle").field("key", &self.key).field("wanted", &self.is_wanted()).finish()
+    }
+}
+
+impl<K: fmt::Debug, V> fmt::Debug for Waiter<K, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Waiter").field("key", &self.key).finish_non_exhaustive()
+    }
+}
