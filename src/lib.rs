@@ -16,6 +16,9 @@ mod sync;
 mod wait;
 
 // Band 2: threads. They know band 1 and `std::thread`.
+mod log;
+mod service_group;
+mod thread;
 
 // Band 3: tokio. It knows bands 1 and 2.
 #[cfg(feature = "tokio")]
@@ -32,6 +35,8 @@ pub use close::{CloseError, CloseScope, WorkGuard, WorkTracker};
 pub use error::{Cancelled, Failure, Name, Panic, Reason, WaitError};
 pub use mailbox::{Floor, Inbox, Mailbox, PriorityMailbox};
 pub use registry::{ReplyHandle, RequestError, RequestRegistry, Waiter};
+pub use service_group::{ServiceGroup, StartAllError, StopReport};
+pub use thread::{Service, ServiceContext, ServiceError, ServiceState, ServiceThread};
 
 
 /// For those who host the primitives on another loop than tokio's, as this crate's Python package does. Not covered by the

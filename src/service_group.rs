@@ -1,0 +1,225 @@
+//! Several services with one life: [`ServiceGroup`], started in order, rolled back in reverse, stopped under one deadline.
+
+use std::error::Error;
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use crate::error::{Name, Reason};
+use crate::log::log;
+use crate::thread::{Deadline, Service, ServiceError};
+use crate::wait::may_block;
+
+/// Services that are started in order and stopped together.
+///
+/// ```
+/// use microio::{ServiceGroup, ServiceThread};
+/// let mut group = ServiceGroup::new("kernel");
+/// for name in ["shell", "heartbeat"] {
+///     group.add(ServiceThread::new(name, |cx| {
+///         cx.started();
+///         cx.scope().wait_blocking(None)?;
+///         Ok(())
+///     }));
+/// }
+/// group.start_all(None)?;
+/// let report = group.stop_join("bye", None);
+/// assert!(report.errors.is_empty() && report.stuck.is_empty());
+/// # Ok::<(), microio::StartAllError>(())
+/// ```
+pub struct ServiceGroup {
+    name: Name,
+    services: Vec<Box<dyn Service>>,
+}
+
+/// A service did not start; those before it have been stopped.
+#[derive(Clone, Debug)]
+pub struct StartAllError {
+    /// Which service, and why.
+    pub failed: ServiceError,
+    /// The services that had been started and were stopped again, in the order of stopping.
+    pub stopped: Vec<Name>,
+}
+
+/// How a group of services ended.
+#[derive(Clone, Debug)]
+pub struct StopReport {
+    /// The services that ended badly, the last started first.
+    pub errors: Vec<ServiceError>,
+    /// The services that had not ended when the time was up.
+    pub stuck: Vec<Name>,
+    /// How long the stop took.
+    pub took: Duration,
+}
+
+impl ServiceGroup {
+    /// A group with no services in it.
+    pub fn new(name: impl Into<Name>) -> Self {
+        ServiceGroup { name: name.into(), services: Vec::new() }
+    }
+
+    /// Adds a service, to be started after those that are there.
+    pub fn add(&mut self, service: impl Service + 'static) -> &mut Self {
+        self.services.push(Box::new(service));
+        self
+    }
+
+    /// Starts the services one after the other, each when the one before is ready; all within `timeout` (None: for ever).
+    ///
+    /// # Errors
+    /// The first that did not become ready in time. It and those before it are asked to stop, in reverse order, and joined as
+    /// far as the time allows.
+    pub fn start_all(&self, timeout: Option<Duration>) -> Result<(), StartAllError> {
+        if !may_block() {
+            let failed = ServiceError::WouldBlock { service: self.name.clone() };
+            return Err(StartAllError { failed, stopped: Vec::new() });
+        }
+        let deadline = Deadline::after(timeout);
+        let mut rollback = Rollback { services: &self.services, started: 0, cause: None };
+        for service in &self.services {
+            let started = service.start();
+            rollback.started += usize::from(started.is_ok());
+            if let Err(failed) = started.and_then(|()| service.wait_started(deadline.left())) {
+                rollback.cause = Some(failed.clone());
+                let stopped = rollback.stop();
+                for service in stopped.iter().rev() {
+                    service.join_or_log(deadline.left());
+                }
+                return Err(StartAllError::new(failed, &stopped));
+            }
+        }
+        rollback.started = 0;
+        Ok(())
+    }
+
+    /// As [`start_all`](ServiceGroup::start_all), without blocking; `fail_after` gives it a deadline.
+    ///
+    /// # Errors
+    /// The first that did not become ready. It and those before it have been stopped, in reverse order, and have ended.
+    ///
+    /// # Cancel safety
+    /// Dropping the future asks the services that it has started to stop, in reverse order.
+    pub async fn start_all_async(&self) -> Result<(), StartAllError> {
+        let mut rollback = Rollback { services: &self.services, started: 0, cause: None };
+        for service in &self.services {
+            let mut started = service.start();
+            rollback.started += usize::from(started.is_ok());
+            if started.is_ok() {
+                started = service.shared().ready().await;
+            }
+            if let Err(failed) = started {
+                rollback.cause = Some(failed.clone());
+                let stopped = rollback.stop();
+                for service in stopped.iter().rev() {
+                    let _told_by_scope = service.shared().done().await;
+                }
+                return Err(StartAllError::new(failed, &stopped));
+            }
+        }
+        rollback.started = 0;
+        Ok(())
+    }
+
+    /// Asks all services to stop, the last started first. Never blocks.
+    pub fn stop(&self, why: impl Into<Reason>) {
+        let why = why.into();
+        for service in self.services.iter().rev() {
+            service.stop(why.clone());
+        }
+    }
+
+    /// Asks all services to stop and waits until they have ended: for all of them together at most `timeout` (None: for ever).
+    ///
+    /// Called where it must not block, it stops them, and `errors` says `WouldBlock`.
+    pub fn stop_join(&self, why: impl Into<Reason>, timeout: Option<Duration>) -> StopReport {
+        let (begin, deadline) = (Instant::now(), Deadline::after(timeout));
+        self.stop(why);
+        let mut report = StopReport { errors: Vec::new(), stuck: Vec::new(), took: Duration::ZERO };
+        for service in self.services.iter().rev() {
+            match service.join(deadline.left()) {
+                Ok(()) => {}
+                Err(ServiceError::TimedOut { service, .. }) => report.stuck.push(service),
+                Err(error) => report.errors.push(error),
+            }
+        }
+        report.took = begin.elapsed();
+        report
+    }
+
+    /// Waits until all services have ended. Does not ask them to.
+    pub(crate) async fn joined(&self) {
+        for service in &self.services {
+            let _reported_below = service.shared().done().await;
+        }
+    }
+
+    /// How the services stand now: who has ended badly, and who has not ended.
+    pub(crate) fn report(&self, took: Duration) -> StopReport {
+        let mut report = StopReport { errors: Vec::new(), stuck: Vec::new(), took };
+        for service in self.services.iter().rev() {
+            match service.shared().outcome() {
+                None => report.stuck.push(service.name().to_owned().into()),
+                Some(Ok(())) => {}
+                Some(Err(error)) => report.errors.push(error),
+            }
+        }
+        report
+    }
+}
+
+/// Stops what has been started, in reverse, unless it is told that all went well (`started` 0).
+struct Rollback<'a> {
+    services: &'a [Box<dyn Service>],
+    started: usize,
+    cause: Option<ServiceError>,
+}
+
+impl<'a> Rollback<'a> {
+    fn stop(&mut self) -> &'a [Box<dyn Service>] {
+        let started = &self.services[..std::mem::take(&mut self.started)];
+        for service in started.iter().rev() {
+            let why = match &self.cause {
+                Some(error) => Reason::Requested(format!("rolled back: {error}").into()),
+                None => Reason::Requested("rolled back: the start was given up".into()),
+            };
+            service.stop(why);
+        }
+        started
+    }
+}
+
+impl Drop for Rollback<'_> {
+    fn drop(&mut self) {
+        if self.started > 0 {
+            log!(warn, "a start of services was given up: {} of them are asked to stop", self.started);
+            self.stop();
+        }
+    }
+}
+
+impl StartAllError {
+    fn new(failed: ServiceError, stopped: &[Box<dyn Service>]) -> Self {
+        let names = stopped.iter().rev().map(|service| service.name().to_owned());
+        let culprit = failed.service().to_owned();
+        StartAllError { failed, stopped: names.filter(|name| *name != culprit).map(Name::from).collect() }
+    }
+}
+
+impl fmt::Display for StartAllError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.failed.fmt(f)?;
+        if self.stopped.is_empty() { Ok(()) } else { write!(f, " (stopped again: {})", self.stopped.join(", ")) }
+    }
+}
+
+impl Error for StartAllError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.failed.source()
+    }
+}
+
+impl fmt::Debug for ServiceGroup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let services = self.services.iter().map(|service| (service.name(), service.state()));
+        f.debug_struct("ServiceGroup").field("name", &self.name).field("services", &Vec::from_iter(services)).finish()
+    }
+}
