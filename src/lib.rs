@@ -38,6 +38,11 @@ pub use registry::{ReplyHandle, RequestError, RequestRegistry, Waiter};
 pub use service_group::{ServiceGroup, StartAllError, StopReport};
 pub use thread::{Service, ServiceContext, ServiceError, ServiceState, ServiceThread};
 
+#[cfg(feature = "tokio")]
+pub use rt::{
+    CallError, GroupError, LoopContext, LoopHandle, LoopServiceThread, ShutdownReport, StartError, Submitted, Task,
+    TaskGroup, TaskOutcome, TaskStatus, TimedOut, fail_after, move_on_after, sleep, task_group,
+};
 
 /// For those who host the primitives on another loop than tokio's, as this crate's Python package does. Not covered by the
 /// crate's promise of compatibility.

@@ -1,9 +1,23 @@
-//! Band 3: what needs tokio. So far, the two questions that band 1 asks of tokio.
+//! Band 3: what needs tokio. Tasks ([`TaskGroup`]), deadlines ([`fail_after`]), a thread that owns a loop
+//! ([`LoopServiceThread`]); and the two questions that band 1 asks of tokio.
+
+mod loop_thread;
+mod oneshot;
+mod task;
+mod time;
 
 use std::task::{Context, Poll, Waker, ready};
+use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 use tokio::task::coop::{RestoreOnPending, poll_proceed};
+
+pub use loop_thread::{CallError, LoopContext, LoopHandle, LoopServiceThread, Submitted};
+pub use task::{GroupError, ShutdownReport, StartError, Task, TaskGroup, TaskOutcome, TaskStatus, task_group};
+pub use time::{TimedOut, fail_after, move_on_after, sleep};
+
+use crate::error::Reason;
+use crate::service_group::{ServiceGroup, StopReport};
 
 /// Whether this thread is polling a task of tokio's.
 ///
@@ -33,3 +47,15 @@ pub(crate) fn poll_budget(cx: &mut Context<'_>) -> Poll<()> {
     Poll::Ready(())
 }
 
+impl ServiceGroup {
+    /// As [`stop_join`](ServiceGroup::stop_join), without blocking.
+    ///
+    /// # Cancel safety
+    /// The services have been asked to stop when it is polled first; dropping the future then only ends the wait.
+    pub async fn stop_join_async(&self, why: impl Into<Reason>, timeout: Duration) -> StopReport {
+        let begin = Instant::now();
+        self.stop(why);
+        let _timed_out_is_in_the_report = move_on_after(timeout, self.joined()).await;
+        self.report(begin.elapsed())
+    }
+}
