@@ -27,12 +27,10 @@ use pin_project_lite::pin_project;
 
 use crate::cancel::{CancelScope, Node};
 use crate::error::{Cancelled, Reason};
-use crate::sync::{Arc, AtomicUsize, Mutex, Ordering, thread_local};
+use crate::sync::{Arc, AtomicUsize, Mutex, Ordering, per_thread};
 use crate::wait::{Key, Waitable, poll_budget};
 
-thread_local! {
-    static STACK: RefCell<Vec<Entry>> = RefCell::new(Vec::new());
-}
+per_thread!(STACK: RefCell<Vec<Entry>> = RefCell::new(Vec::new()));
 
 /// One level of what the running code is in.
 #[allow(missing_debug_implementations)]

@@ -140,13 +140,15 @@ pub struct PriorityMailbox<T, P> {
     sender: Sender<T>,
     receiver: Receiver<T>,
     key: Box<dyn Fn(&T) -> P + Send>,
-    gate: Option<Box<dyn FnMut(&T) -> bool + Send>>,
+    gate: Option<Gate<T>>,
     parked: BinaryHeap<Parked<T, P>>,
     arrivals: u64,
     floor: Floor<P>,
     /// The floor as it was last looked at, and its version then.
     above: (u64, Option<Arc<P>>),
 }
+
+type Gate<T> = Box<dyn FnMut(&T) -> bool + Send>;
 
 /// An item in the heap: its key, then the order of arrival.
 struct Parked<T, P> {

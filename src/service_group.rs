@@ -84,7 +84,7 @@ impl ServiceGroup {
                 for service in stopped.iter().rev() {
                     service.join_or_log(deadline.left());
                 }
-                return Err(StartAllError::new(failed, &stopped));
+                return Err(StartAllError::new(failed, stopped));
             }
         }
         rollback.started = 0;
@@ -112,7 +112,7 @@ impl ServiceGroup {
                 for service in stopped.iter().rev() {
                     let _told_by_scope = service.shared().done().await;
                 }
-                return Err(StartAllError::new(failed, &stopped));
+                return Err(StartAllError::new(failed, stopped));
             }
         }
         rollback.started = 0;
@@ -146,6 +146,7 @@ impl ServiceGroup {
     }
 
     /// Waits until all services have ended. Does not ask them to.
+    #[cfg(feature = "tokio")]
     pub(crate) async fn joined(&self) {
         for service in &self.services {
             let _reported_below = service.shared().done().await;
@@ -153,6 +154,7 @@ impl ServiceGroup {
     }
 
     /// How the services stand now: who has ended badly, and who has not ended.
+    #[cfg(feature = "tokio")]
     pub(crate) fn report(&self, took: Duration) -> StopReport {
         let mut report = StopReport { errors: Vec::new(), stuck: Vec::new(), took };
         for service in self.services.iter().rev() {

@@ -3,8 +3,8 @@
 //! Two kinds of lock, both without poison at the surface: a panic under one of ours cannot leave a broken state, because
 //! nothing but our own straight-line code runs there (law 1).
 //!
-//! - [`Mutex`]: everywhere.
-//! - [`BackoffMutex`]: the channel's queue only, the one place where it wins (see DESIGN.md, "Locks").
+//! - `Mutex`: everywhere.
+//! - `BackoffMutex`: the channel's queue only, the one place where it wins (see DESIGN.md, "Locks").
 //!
 //! `Arc` stays `std`'s under loom: loom's cannot be unsized or become a `Waker`, and reference counts are not what the
 //! models are after.
@@ -21,10 +21,16 @@ pub(crate) use loom::thread;
 #[cfg(not(loom))]
 pub(crate) use std::thread;
 
-#[cfg(loom)]
-pub(crate) use loom::thread_local;
-#[cfg(not(loom))]
-pub(crate) use std::thread_local;
+/// A thread-local, initialised at compile time where the host can (loom cannot).
+macro_rules! per_thread {
+    ($name:ident: $type:ty = $init:expr) => {
+        #[cfg(not(loom))]
+        std::thread_local! { static $name: $type = const { $init }; }
+        #[cfg(loom)]
+        loom::thread_local! { static $name: $type = $init; }
+    };
+}
+pub(crate) use per_thread;
 
 #[cfg(loom)]
 use loom::sync as imp;

@@ -164,9 +164,11 @@ pub trait Service: sealed::Sealed + Send + Sync {
 }
 
 pub(crate) mod sealed {
+    use super::{Arc, Shared};
+
     pub trait Sealed {
         #[doc(hidden)]
-        fn shared(&self) -> &std::sync::Arc<super::Shared>;
+        fn shared(&self) -> &Arc<Shared>;
     }
 }
 
@@ -402,6 +404,7 @@ impl Shared {
     }
 
     /// How it ended; None while it runs.
+    #[cfg(feature = "tokio")]
     pub(crate) fn outcome(&self) -> Option<Result<(), ServiceError>> {
         match &self.lock().phase {
             Phase::Done(outcome) => Some(outcome.clone()),

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::WaitError;
 use crate::slab::Slab;
-use crate::sync::{Arc, AtomicBool, Ordering, park, thread, thread_local};
+use crate::sync::{Arc, AtomicBool, Ordering, park, per_thread, thread};
 
 /// The name of one waiter in a [`Waiters`] list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -311,9 +311,7 @@ struct Unpark {
     thread: thread::Thread,
 }
 
-thread_local! {
-    static PARKER: RefCell<Option<(Arc<Unpark>, Waker)>> = RefCell::new(None);
-}
+per_thread!(PARKER: RefCell<Option<(Arc<Unpark>, Waker)>> = RefCell::new(None));
 
 impl ThreadParker {
     fn take() -> Self {
@@ -364,9 +362,7 @@ impl Wake for Unpark {
     }
 }
 
-thread_local! {
-    static LOOP: Cell<u64> = Cell::new(0);
-}
+per_thread!(LOOP: Cell<u64> = Cell::new(0));
 
 /// Marks this thread as the one that runs an event loop, until dropped: blocking waits are refused on it.
 #[derive(Debug)]
