@@ -247,7 +247,7 @@ where
     let context = LoopContext { service: cx.clone(), group: group.clone(), handle };
     group.start_soon_local(format!("{}-main", inner.name), async move { body(context).await });
 
-    let mut ended = {
+    let ended = {
         let (mut joined, mut closed) = (pin!(group.join()), pin!(inner.scope.closed()));
         poll_fn(|cx| match joined.as_mut().poll(cx) {
             Poll::Ready(ended) => Poll::Ready(Some(ended)),
@@ -255,8 +255,9 @@ where
         })
         .await
     };
-    if let Some(ended) = ended.take() {
-        let _in_the_scope = cx.0.settle(ended.map_err(|error| only_cause(error, &inner.name)));
+    let ended = ended.map(|ended| ended.map_err(|error| only_cause(error, &inner.name)));
+    if let Some(ended) = &ended {
+        let _the_thread_says_it_again = cx.0.settle(ended.clone());
     }
     let why = inner.scope.reason().unwrap_or(Reason::OwnerDropped);
     let grace = *inner.grace.lock();
@@ -276,7 +277,11 @@ where
             );
         }
     }
-    (group.join().await.map_err(|error| only_cause(error, &inner.name)), deadline)
+    let result = match ended {
+        Some(ended) => ended,
+        None => group.join().await.map_err(|error| only_cause(error, &inner.name)),
+    };
+    (result, deadline)
 }
 
 /// The cause of a service: the failure itself if only the main future failed, otherwise all failures with their names.
@@ -338,7 +343,7 @@ impl LoopHandle {
             }
             fn refuse(&self) {
                 let f = self.0.lock().take();
-                drop(f);
+                let _ = catch(|| drop(f));
             }
         }
         self.send(Arc::new(Soon(Mutex::new(Some(f)), self.0.name.clone())))

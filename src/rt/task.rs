@@ -379,8 +379,8 @@ impl TaskGroup {
         }
         let finished = before.saturating_sub(late.len());
         let still = group.names();
-        let (stuck, aborted): (Vec<_>, Vec<_>) =
-            late.into_iter().partition(|child| still.iter().any(|(key, _)| *key == child.0));
+        let is_still = |(key, _): &(u32, Name)| still.binary_search_by_key(key, |(key, _)| *key).is_ok();
+        let (stuck, aborted): (Vec<_>, Vec<_>) = late.into_iter().partition(is_still);
         let names = |children: Vec<(u32, Name)>| children.into_iter().map(|(_, name)| name).collect();
         ShutdownReport { finished, aborted: names(aborted), stuck: names(stuck), took: begin.elapsed() }
     }
@@ -534,7 +534,7 @@ impl Group {
         }
     }
 
-    /// Who is alive.
+    /// Who is alive, by key.
     fn names(&self) -> Vec<(u32, Name)> {
         let state = self.lock();
         let children = (0..state.children.end()).filter_map(|key| Some((key, state.children.get(key)?.name.clone())));
