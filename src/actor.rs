@@ -21,6 +21,7 @@ use crate::error::{Caught, Failure, catch};
 use crate::mailbox::Inbox;
 use crate::slab::Slab;
 use crate::sync::{Arc, AtomicBool, Mutex, Ordering};
+use crate::wait::wake;
 
 /// Receives from a mailbox and handles one item after the other, in whatever task or thread calls [`run`](ActorCore::run).
 ///
@@ -36,44 +37,44 @@ use crate::sync::{Arc, AtomicBool, Mutex, Ordering};
 /// assert_eq!(total, 10);
 /// # });
 /// ```
-pub struct ActorCore<M: Inbox> {
+#[derive(Debug)]
+pub struct ActorCore<M> {
     mailbox: M,
-    sender: Sender<M::Item>,
 }
 
 /// The actor stopped: a handler failed or panicked, or its mailbox did. What was accepted and not handled is here.
 pub struct Stopped<T> {
     /// The items that no handler has seen, as a drain of the mailbox returns them.
     pub unhandled: Vec<T>,
-    /// Why. If several concurrent handlers failed, an error that names them all, caused by the first.
+    /// Why. If there were several failures (concurrent handlers, a gate that panics as the rest is taken back), an error that
+    /// names them all, caused by the first.
     pub cause: Failure,
 }
 
 impl<M: Inbox> ActorCore<M> {
     /// An actor on that mailbox. Nothing runs yet.
     pub fn new(mailbox: M) -> Self {
-        let sender = mailbox.sender();
-        ActorCore { mailbox, sender }
+        ActorCore { mailbox }
     }
 
     /// An end to send into the mailbox, from any thread.
     pub fn sender(&self) -> Sender<M::Item> {
-        self.sender.clone()
+        self.mailbox.sender()
     }
 
     /// Sends. `false` if the mailbox is closed: the item is dropped and counted.
     pub fn submit(&self, item: M::Item) -> bool {
-        self.sender.submit(item)
+        self.sender().submit(item)
     }
 
     /// Closes the mailbox: `run` handles what is queued and ends. `true` for the call that did.
     pub fn close(&self) -> bool {
-        self.sender.close()
+        self.sender().close()
     }
 
     /// Fails the mailbox: `run` handles what is queued and ends with the cause. `true` for the call that did.
     pub fn fail(&self, cause: impl Into<Failure>) -> bool {
-        self.sender.fail(cause)
+        self.sender().fail(cause)
     }
 
     /// Takes what is queued now, at most `max` items (None: all), without waiting.
@@ -82,6 +83,9 @@ impl<M: Inbox> ActorCore<M> {
     }
 
     /// Handles items one at a time, until the mailbox is closed and empty.
+    ///
+    /// In a task that is spawned, write the handler as `async move |item| ..` or as a closure that returns a future: for one that
+    /// borrows across the spawn the compiler (1.95) cannot show that it is `Send`.
     ///
     /// # Errors
     /// A handler, the gate or the key failed or panicked, or the mailbox was failed.
@@ -98,7 +102,7 @@ impl<M: Inbox> ActorCore<M> {
                 Ok(Err(RecvError::EndOfStream)) => return Ok(()),
                 Ok(Err(RecvError::Failed(cause))) | Err(cause) => break cause,
             };
-            if let Ok(Err(cause)) | Err(cause) = Caught::new(handle(item)).await {
+            if let Ok(Err(cause)) | Err(cause) = Caught::new(async { handle(item).await }).await {
                 break cause;
             }
         };
@@ -120,6 +124,7 @@ impl<M: Inbox> ActorCore<M> {
         H: FnMut(M::Item, Release) -> F,
         F: Future<Output = Result<(), Failure>>,
     {
+        let sender = self.sender();
         let mut crew = Crew::default();
         let mut latest: Option<Arc<Member>> = None; // who must release before the next item starts
         let mut causes = Vec::new();
@@ -157,7 +162,7 @@ impl<M: Inbox> ActorCore<M> {
             }
             if let Some(cause) = causes.first().filter(|_| open) {
                 open = false;
-                self.sender.fail(cause.clone());
+                sender.fail(cause.clone());
             }
         }
         if causes.is_empty() { Ok(()) } else { Err(self.stop(causes)) }
@@ -165,14 +170,20 @@ impl<M: Inbox> ActorCore<M> {
 
     /// Refuses later senders, with the cause, and takes back what nobody has handled.
     fn stop(&mut self, mut causes: Vec<Failure>) -> Stopped<M::Item> {
+        let sender = self.sender();
+        sender.fail(causes[0].clone());
+        // The gate or the key may panic, each time on another item, which is consumed.
+        let mut unhandled = Vec::new();
+        for _ in 0..=sender.stats().queued {
+            match catch(|| self.mailbox.drain(None)) {
+                Ok(mut items) => unhandled.append(&mut items),
+                Err(panic) => causes.push(panic),
+            }
+        }
         let cause = match causes.len() {
             1 => causes.remove(0),
             _ => Failure::from(SeveralFailed(causes)),
         };
-        self.sender.fail(cause.clone());
-        // The gate or the key may panic, each time on another item, which is consumed: so this ends.
-        let mut unhandled = Vec::new();
-        while let Err(_panic) = catch(|| unhandled.append(&mut self.mailbox.drain(None))) {}
         Stopped { unhandled, cause }
     }
 }
@@ -263,6 +274,14 @@ impl<F: Future<Output = Result<(), Failure>>> Crew<F> {
     }
 }
 
+impl<F> Drop for Crew<F> {
+    /// Batons may live on elsewhere: they must not keep the waker of a run that is over.
+    fn drop(&mut self) {
+        let left = std::mem::take(&mut *self.bell.state.lock());
+        drop(left);
+    }
+}
+
 impl Bell {
     fn ring(&self, seat: Option<u32>) {
         let mut state = self.state.lock();
@@ -270,7 +289,7 @@ impl Bell {
         let waker = state.1.take();
         drop(state);
         if let Some(waker) = waker {
-            waker.wake();
+            wake(waker);
         }
     }
 }
@@ -300,13 +319,13 @@ impl Release {
     }
 }
 
-/// Several concurrent handlers failed.
+/// Several handlers failed, or the mailbox did too as it was drained.
 #[derive(Debug)]
 struct SeveralFailed(Vec<Failure>);
 
 impl fmt::Display for SeveralFailed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} handlers failed", self.0.len())?;
+        write!(f, "{} failures", self.0.len())?;
         self.0.iter().enumerate().try_for_each(|(n, cause)| write!(f, "{} {cause}", if n == 0 { ":" } else { "," }))
     }
 }
@@ -335,12 +354,6 @@ impl<T> fmt::Debug for Stopped<T> {
 impl<T> Error for Stopped<T> {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         Some(&*self.cause)
-    }
-}
-
-impl<M: Inbox> fmt::Debug for ActorCore<M> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ActorCore").field("stats", &self.sender.stats()).finish()
     }
 }
 

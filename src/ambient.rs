@@ -28,7 +28,7 @@ use pin_project_lite::pin_project;
 use crate::cancel::{CancelScope, Node};
 use crate::error::{Cancelled, Reason};
 use crate::sync::{Arc, AtomicUsize, Mutex, Ordering, per_thread};
-use crate::wait::{Key, Waitable, poll_budget};
+use crate::wait::{Key, Waitable, poll_budget, wake};
 
 per_thread!(STACK: RefCell<Vec<Entry>> = RefCell::new(Vec::new()));
 
@@ -43,7 +43,7 @@ pub enum Entry {
     Shield,
 }
 
-/// A scope around a body. A deadline makes its scope only when somebody asks for it.
+/// A scope around a body. A deadline makes its scope only when somebody asks for it, or when it passes.
 #[derive(Debug, Default)]
 pub struct Frame {
     scope: Option<CancelScope>,
@@ -88,6 +88,19 @@ pub fn enter<R>(entry: Entry, f: impl FnOnce() -> R) -> (R, Entry) {
     (output, entry.expect("pushed above, and whoever pushes pops"))
 }
 
+/// The scopes that the running code is in, from the innermost out to the nearest shield.
+fn around() -> Vec<CancelScope> {
+    STACK.with(|stack| {
+        let mut stack = stack.borrow_mut();
+        let entries = stack.iter_mut().rev().map_while(|entry| match entry {
+            Entry::Frame(frame) => Some(frame.scope().clone()),
+            Entry::Child(host, _) => Some(host.scope().clone()),
+            Entry::Shield => None,
+        });
+        entries.collect()
+    })
+}
+
 /// The first that `find` finds in the entries that concern the running code, from the innermost out to the nearest shield.
 fn find<T>(find: impl FnMut(&Entry) -> Option<T>) -> Option<T> {
     STACK.with(|stack| stack.borrow().iter().rev().take_while(|entry| !matches!(entry, Entry::Shield)).find_map(find))
@@ -104,6 +117,7 @@ impl Entry {
 }
 
 /// The scope that the running code is in: the innermost that was entered inside the nearest shield. None outside of all.
+/// Inside a deadline it is the deadline's.
 ///
 /// ```
 /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
@@ -114,7 +128,7 @@ impl Entry {
 /// # });
 /// ```
 pub fn current_cancel_scope() -> Option<CancelScope> {
-    find(|entry| entry.scope().cloned())
+    around().into_iter().next()
 }
 
 /// Whether one of the scopes that the running code is in has been cancelled: for loops that compute and never await.
@@ -170,58 +184,111 @@ impl CancelScope {
     ///
     /// # Cancel safety
     /// Dropping the future drops the body and leaves nothing behind.
-    pub fn run<F: Future>(&self, body: F) -> impl Future<Output = Result<F::Output, Cancelled>> {
-        Run { scoped: Scoped::new(Some(self.clone()), body), waiter: Waiter { scope: self, key: None, waker: None } }
+    pub async fn run<F: Future>(&self, body: F) -> Result<F::Output, Cancelled> {
+        Scoped::new(Some(self.clone()), body).await
     }
 }
 
 pin_project! {
-    /// A body and its frame, to be polled by whoever decides when the body must end.
+    /// A body in a scope, polled as the table at the top says.
     pub struct Scoped<F> {
         #[pin]
         body: Option<F>,
         frame: Frame,
+        // Our place among the waiters of the scope, and what stands there, to tell without the lock that it is the right one.
+        key: Option<Key>,
+        waker: Option<Waker>,
+    }
+
+    impl<F> PinnedDrop for Scoped<F> {
+        fn drop(this: Pin<&mut Self>) {
+            let this = this.project();
+            if let (Some(scope), Some(key)) = (&this.frame.scope, *this.key) {
+                let mut state = scope.node().lock();
+                let parked = Node::waiters(&mut state).remove(key);
+                drop(state);
+                drop(parked);
+            }
+        }
     }
 }
 
-impl<F: Future> Scoped<F> {
-    /// Without a scope the frame makes one when it is asked for.
+impl<F> Scoped<F> {
+    /// Without a scope the body is in one too, which is made when somebody asks for it.
     pub fn new(scope: Option<CancelScope>, body: F) -> Self {
-        Scoped { body: Some(body), frame: Frame { scope, shields: None } }
+        Scoped { body: Some(body), frame: Frame { scope, shields: None }, key: None, waker: None }
     }
 
-    /// Polls the body with its frame on the stack. The body is dropped when it is done.
-    pub fn poll_body(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+    /// Cancels the scope.
+    pub fn cancel(self: Pin<&mut Self>, reason: Reason, at: &'static Location<'static>) {
+        self.project().frame.scope().cancel_with(Cancelled { reason, at });
+    }
+
+    /// The end, if the scope is cancelled and no shield objects: then the body has been dropped. A shield that objects wakes
+    /// `cx` when the last one closes.
+    pub fn cut(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Option<Cancelled> {
         let mut this = self.project();
+        let end = this.frame.scope.as_ref().filter(|scope| scope.is_cancelled())?.check().err();
+        if this.frame.shields.as_ref().is_some_and(|shields| shields.is_open(cx)) {
+            return None;
+        }
+        this.body.set(None);
+        end
+    }
+
+    /// Parks the waker on the scope, if there is one.
+    fn park(self: Pin<&mut Self>, cx: &mut Context<'_>) {
+        let this = self.project();
+        let Some(scope) = &this.frame.scope else { return };
+        if this.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            return;
+        }
+        *this.waker = Some(cx.waker().clone());
+        let waker = cx.waker().clone();
+        let mut state = scope.node().lock();
+        let replaced = Node::waiters(&mut state).park(this.key, waker);
+        drop(state);
+        drop(replaced);
+    }
+}
+
+impl<F: Future> Future for Scoped<F> {
+    type Output = Result<F::Output, Cancelled>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        if let Some(end) = self.as_mut().cut(cx) {
+            return Poll::Ready(Err(end));
+        }
+        let mut this = self.as_mut().project();
         let body = this.body.as_mut().as_pin_mut().expect("polled after its end");
         let (output, entry) = enter(Entry::Frame(std::mem::take(this.frame)), || body.poll(cx));
         if let Entry::Frame(frame) = entry {
             *this.frame = frame;
         }
-        let output = ready!(output);
-        this.body.set(None);
-        Poll::Ready(output)
-    }
-
-    /// Drops the body, unless a shield protects it: then `cx` is woken when the last shield closes.
-    pub fn cut(self: Pin<&mut Self>, cx: &mut Context<'_>) -> bool {
-        let mut this = self.project();
-        if this.frame.shields.as_ref().is_some_and(|shields| shields.is_open(cx)) {
-            return false;
+        if let Poll::Ready(output) = output {
+            this.body.set(None);
+            return Poll::Ready(Ok(output));
         }
-        this.body.set(None);
-        true
-    }
-
-    /// Cancels the scope of the frame, made now if nobody has asked for it before, and a live one.
-    pub fn cancel(self: Pin<&mut Self>, reason: Reason, at: &'static Location<'static>) {
-        self.project().frame.scope().cancel_with(Cancelled { reason, at });
+        self.as_mut().park(cx); // before the check: a cancel is seen by the check, or wakes the waker
+        match self.cut(cx) {
+            Some(end) => Poll::Ready(Err(end)),
+            None => Poll::Pending,
+        }
     }
 }
 
 impl Frame {
     fn scope(&mut self) -> &CancelScope {
         self.scope.get_or_insert_with(CancelScope::new)
+    }
+}
+
+impl Drop for Frame {
+    /// A shield may live on elsewhere: it must not keep our waker.
+    fn drop(&mut self) {
+        if let Some(shields) = &self.shields {
+            shields.unpark();
+        }
     }
 }
 
@@ -238,75 +305,19 @@ impl Shields {
         self.open.load(Ordering::Acquire) > 0
     }
 
+    /// Nobody waits for the last shield any more.
+    pub fn unpark(&self) {
+        let waker = self.waker.lock().take();
+        drop(waker);
+    }
+
     fn close(&self) {
         if self.open.fetch_sub(1, Ordering::AcqRel) == 1 {
             let waker = self.waker.lock().take();
             if let Some(waker) = waker {
-                waker.wake();
+                wake(waker);
             }
         }
-    }
-}
-
-pin_project! {
-    /// See [`CancelScope::run`].
-    struct Run<'a, F> {
-        #[pin]
-        scoped: Scoped<F>,
-        waiter: Waiter<'a>,
-    }
-}
-
-/// The place of a `Run` among the waiters of its scope.
-struct Waiter<'a> {
-    scope: &'a CancelScope,
-    key: Option<Key>,
-    /// What stands under `key`, to tell without the lock that it is still the right one.
-    waker: Option<Waker>,
-}
-
-impl Waiter<'_> {
-    fn park(&mut self, cx: &mut Context<'_>) {
-        if self.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
-            return;
-        }
-        self.waker = Some(cx.waker().clone());
-        let waker = cx.waker().clone();
-        let mut state = self.scope.node().lock();
-        let replaced = Node::waiters(&mut state).park(&mut self.key, waker);
-        drop(state);
-        drop(replaced);
-    }
-}
-
-impl Drop for Waiter<'_> {
-    fn drop(&mut self) {
-        if let Some(key) = self.key {
-            let mut state = self.scope.node().lock();
-            let parked = Node::waiters(&mut state).remove(key);
-            drop(state);
-            drop(parked);
-        }
-    }
-}
-
-impl<F: Future> Future for Run<'_, F> {
-    type Output = Result<F::Output, Cancelled>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut this = self.project();
-        let scope = this.waiter.scope;
-        if scope.is_cancelled() && this.scoped.as_mut().cut(cx) {
-            return Poll::Ready(scope.check().map(|()| unreachable!("cancelled is for good")));
-        }
-        if let Poll::Ready(output) = this.scoped.as_mut().poll_body(cx) {
-            return Poll::Ready(Ok(output));
-        }
-        this.waiter.park(cx); // before the check: a cancel is seen by the check, or wakes the waker
-        if scope.is_cancelled() && this.scoped.cut(cx) {
-            return Poll::Ready(scope.check().map(|()| unreachable!("cancelled is for good")));
-        }
-        Poll::Pending
     }
 }
 
@@ -407,18 +418,7 @@ impl<F: Future> Future for Shield<F> {
 /// with the reason of the first scope around that is. How a task group hears of a cancel from outside and still joins its
 /// children. The output says whether that happened; then the caller is due to be dropped at its next Pending.
 pub async fn relay<F: Future>(scope: &CancelScope, body: F) -> (F::Output, bool) {
-    let mut around = Vec::new();
-    STACK.with(|stack| {
-        let mut stack = stack.borrow_mut();
-        for entry in stack.iter_mut().rev().take_while(|entry| !matches!(entry, Entry::Shield)) {
-            match entry {
-                Entry::Frame(frame) => around.push(frame.scope().clone()),
-                Entry::Child(host, _) => around.push(host.scope().clone()),
-                Entry::Shield => {}
-            }
-        }
-    });
-    let mut around: Vec<_> = around.iter().map(|scope| Box::pin(scope.cancelled())).collect();
+    let mut around: Vec<_> = around().iter().map(|scope| Box::pin(scope.cancelled())).collect();
     let mut relayed = false;
     let mut body = std::pin::pin!(shield(body));
     let output = poll_fn(|cx| {

@@ -237,16 +237,25 @@ impl Node {
     }
 }
 
+impl Parent {
+    /// Takes a child out of the list, unless it has left before: then its slot is empty, or another's.
+    fn forget(&self, child: *const Node) {
+        let mut state = self.node.lock();
+        let listed = state.children.get(self.slot).is_some_and(|listed| std::ptr::eq(listed.as_ptr(), child));
+        let left = listed.then(|| state.children.remove(self.slot));
+        drop(state);
+        drop(left);
+    }
+}
+
 impl Drop for Node {
     /// Leaves the parent's list; then does the same for each ancestor that only this path kept alive.
     fn drop(&mut self) {
-        let mut parent = self.parent.take();
-        while let Some(Parent { node, slot }) = parent {
-            let mut state = node.lock();
-            let left = (!state.settled).then(|| state.children.remove(slot));
-            drop(state);
-            drop(left);
-            parent = Arc::into_inner(node).and_then(|mut last| last.parent.take());
+        let (mut child, mut parent): (*const Node, _) = (self, self.parent.take());
+        while let Some(link) = parent {
+            link.forget(child);
+            child = Arc::as_ptr(&link.node);
+            parent = Arc::into_inner(link.node).and_then(|mut last| last.parent.take());
         }
     }
 }
@@ -371,7 +380,11 @@ impl Deref for ScopeGuard {
 }
 
 impl Drop for ScopeGuard {
+    /// Clones of the scope may live on: they are not what is running.
     fn drop(&mut self) {
+        if let Some(parent) = &self.scope.0.parent {
+            parent.forget(Arc::as_ptr(&self.scope.0));
+        }
         self.group.active.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -23,7 +23,6 @@
 //! 4. Under the lock: a push, a pop, a swap. Chunks are made, items and wakers dropped, and wakers woken outside it.
 
 use std::collections::VecDeque;
-use std::error::Error;
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::num::NonZeroUsize;
@@ -32,9 +31,9 @@ use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
-use crate::error::{Failure, WOULD_BLOCK, WaitError};
+use crate::error::{Failure, WOULD_BLOCK, WaitError, display};
 use crate::sync::{Arc, AtomicBool, AtomicU64, AtomicUsize, BackoffMutex, Ordering};
-use crate::wait::{Key, Waitable, Waiters, WakeBatch, block_on, poll_budget, wake_all};
+use crate::wait::{Key, Waitable, Waiters, WakeBatch, block_on, poll_budget, wake, wake_all};
 
 /// A channel without a bound: many senders, one receiver.
 ///
@@ -189,23 +188,22 @@ impl<T> Shared<T> {
         capacity.saturating_sub(queued + queue.reserved)
     }
 
-    /// Reserves free places for the senders that have waited longest, and wakes them.
-    fn grant(&self) {
-        loop {
-            let mut batch = WakeBatch::default();
-            let mut queue = self.queue.lock();
-            while !batch.is_full() && self.places(&queue) > 0 {
-                let Some(waker) = queue.blocked.notify_one() else { break };
-                queue.reserved += 1;
-                batch.push(waker);
-            }
-            drop(queue);
-            let more = batch.is_full();
-            batch.wake();
-            if !more {
-                return;
-            }
+    /// Reserves free places for the senders that have waited longest: here are their wakers, as many as fit.
+    #[must_use]
+    fn grant(&self, queue: &mut Queue<T>) -> WakeBatch {
+        let mut batch = WakeBatch::default();
+        while !batch.is_full() && self.places(queue) > 0 {
+            let Some(waker) = queue.blocked.notify_one() else { break };
+            queue.reserved += 1;
+            batch.push(waker);
         }
+        batch
+    }
+
+    /// Counts items as received.
+    fn count(&self, items: usize) {
+        let received = &self.received.0;
+        received.store(received.load(Ordering::Relaxed) + items as u64, Ordering::Relaxed);
     }
 
     fn end(&self, end: End) -> bool {
@@ -220,7 +218,7 @@ impl<T> Shared<T> {
         let receiver = queue.receiver.take();
         drop(queue);
         if let Some(receiver) = receiver {
-            receiver.wake();
+            wake(receiver);
         }
         wake_all(self);
         true
@@ -473,7 +471,7 @@ impl<T> Sender<T> {
         }
         drop(queue);
         if let Some(receiver) = receiver {
-            receiver.wake();
+            wake(receiver);
         }
     }
 
@@ -544,14 +542,15 @@ impl<T> Drop for Push<'_, T> {
         let shared = &*self.sender.shared;
         let mut queue = shared.queue.lock();
         let parked = queue.blocked.remove(key);
-        // Notified, and the channel open: the notification was a reservation, which is the next one's now.
-        let reserved = parked.is_none() && queue.end.is_none();
-        queue.reserved -= usize::from(reserved);
+        let mut next = WakeBatch::default();
+        if parked.is_none() && queue.end.is_none() {
+            // It had been notified: its place is the next one's now.
+            queue.reserved -= 1;
+            next = shared.grant(&mut queue);
+        }
         drop(queue);
         drop(parked);
-        if reserved {
-            shared.grant();
-        }
+        next.wake();
     }
 }
 
@@ -595,7 +594,7 @@ impl<T> Receiver<T> {
         }
     }
 
-    /// Appends to `out` what is there, at most `max` items, and waits until there is at least one. Returns how many; 0 only
+    /// Appends to `out` what is queued now, at most `max` items, and waits until there is at least one. Returns how many; 0 only
     /// if `max` is 0.
     ///
     /// The way to receive a busy channel: a batch costs little more than an item.
@@ -647,15 +646,8 @@ impl<T> Receiver<T> {
     /// The next item, not counted as received yet: [`count`](Receiver::count) is due when it is handed out.
     pub(crate) fn pop(&mut self) -> Result<T, TryRecvError> {
         loop {
-            if let Some(item) = self.batch.pop_front() {
+            if let Some(item) = self.pop_taken() {
                 return Ok(item);
-            }
-            if let Some(chunk) = self.later.pop_front() {
-                self.batch = chunk;
-                continue;
-            }
-            if !self.shared.attention.0.load(Ordering::Acquire) {
-                return Err(TryRecvError::Empty);
             }
             if let Some(answer) = self.refill() {
                 return answer;
@@ -663,8 +655,21 @@ impl<T> Receiver<T> {
         }
     }
 
+    /// The next of the items that a refill has taken.
+    pub(crate) fn pop_taken(&mut self) -> Option<T> {
+        loop {
+            if let Some(item) = self.batch.pop_front() {
+                return Some(item);
+            }
+            self.batch = self.later.pop_front()?;
+        }
+    }
+
     /// Takes everything that is queued; or one item, if the channel is bounded. None: look again.
-    fn refill(&mut self) -> Option<Result<T, TryRecvError>> {
+    pub(crate) fn refill(&mut self) -> Option<Result<T, TryRecvError>> {
+        if !self.shared.attention.0.load(Ordering::Acquire) {
+            return Some(Err(TryRecvError::Empty));
+        }
         let mut queue = self.shared.queue.lock();
         if queue.is_empty() {
             return Some(Err(match &queue.end {
@@ -678,13 +683,10 @@ impl<T> Receiver<T> {
         }
         if queue.capacity.is_some() {
             let item = queue.pop();
-            let received = &self.shared.received.0;
-            received.store(received.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-            let grant = queue.blocked.queued() > 0;
+            self.shared.count(1);
+            let next = self.shared.grant(&mut queue);
             drop(queue);
-            if grant {
-                self.shared.grant();
-            }
+            next.wake();
             return item.map(Ok);
         }
         let tail = std::mem::replace(&mut queue.tail, std::mem::take(&mut self.batch));
@@ -697,26 +699,34 @@ impl<T> Receiver<T> {
         None
     }
 
-    /// As `pop`, many times.
+    /// As `pop`, many times: what is queued now, not what is sent meanwhile.
     fn pop_many(&mut self, out: &mut Vec<T>, max: usize) {
         let mut left = max;
-        while left > 0 {
-            if self.batch.is_empty() {
-                let Ok(item) = self.pop() else { return };
-                out.push(item);
-                left -= 1;
+        if self.bounded {
+            left = left.min(self.stats().queued as usize);
+            out.extend(std::iter::from_fn(|| self.pop().ok()).take(left));
+            return;
+        }
+        for refilled in [false, true] {
+            while left > 0 {
+                if self.batch.is_empty() {
+                    let Some(chunk) = self.later.pop_front() else { break };
+                    self.batch = chunk;
+                }
+                let count = left.min(self.batch.len());
+                out.extend(self.batch.drain(..count));
+                left -= count;
             }
-            let count = left.min(self.batch.len());
-            out.extend(self.batch.drain(..count));
-            left -= count;
+            if left == 0 || refilled || self.refill().is_some() {
+                return;
+            }
         }
     }
 
     /// Counts items as received. Bounded: they were counted as they were popped, under the lock.
     pub(crate) fn count(&self, items: usize) {
         if !self.bounded {
-            let received = &self.shared.received.0;
-            received.store(received.load(Ordering::Relaxed) + items as u64, Ordering::Relaxed);
+            self.shared.count(items);
         }
     }
 
@@ -850,94 +860,45 @@ impl<T> fmt::Debug for Receiver<T> {
     }
 }
 
-// The errors that carry an item say what happened, not what the item is: it need not be `Debug`.
+display!(SendError<T> {
+    SendError(_) => "the channel is closed",
+});
 
-const CLOSED: &str = "the channel is closed";
-const END_OF_STREAM: &str = "end of stream";
+display!(TrySendError<T> {
+    TrySendError::Full(_) => "the channel is full",
+    TrySendError::Closed(_) => "the channel is closed",
+});
 
-impl<T> fmt::Display for SendError<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(CLOSED)
-    }
-}
+display!(SendBlockingError<T> {
+    SendBlockingError::TimedOut(_) => "timed out waiting for a place in the channel",
+    SendBlockingError::WouldBlock(_) => "{WOULD_BLOCK}",
+    SendBlockingError::Closed(_) => "the channel is closed",
+});
 
-impl<T> fmt::Display for TrySendError<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            TrySendError::Full(_) => "the channel is full",
-            TrySendError::Closed(_) => CLOSED,
-        })
-    }
-}
-
-impl<T> fmt::Display for SendBlockingError<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            SendBlockingError::TimedOut(_) => "timed out waiting for a place in the channel",
-            SendBlockingError::WouldBlock(_) => WOULD_BLOCK,
-            SendBlockingError::Closed(_) => CLOSED,
-        })
-    }
-}
-
-impl<T> fmt::Debug for SendError<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("SendError(..)")
-    }
-}
-
-impl<T> fmt::Debug for TrySendError<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            TrySendError::Full(_) => "Full(..)",
-            TrySendError::Closed(_) => "Closed(..)",
-        })
-    }
-}
-
-impl<T> fmt::Debug for SendBlockingError<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            SendBlockingError::TimedOut(_) => "TimedOut(..)",
-            SendBlockingError::WouldBlock(_) => "WouldBlock(..)",
-            SendBlockingError::Closed(_) => "Closed(..)",
-        })
-    }
-}
-
-impl fmt::Display for RecvError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl RecvError {
+    /// This as a failure: the shared cause itself, where there is one. (`?` and `into` would wrap it in a new one.)
+    pub fn into_failure(self) -> Failure {
         match self {
-            RecvError::EndOfStream => f.write_str(END_OF_STREAM),
-            RecvError::Failed(cause) => cause.fmt(f),
+            RecvError::Failed(cause) => cause,
+            RecvError::EndOfStream => self.into(),
         }
     }
 }
 
-impl fmt::Display for TryRecvError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            TryRecvError::Empty => f.write_str("the channel is empty"),
-            TryRecvError::EndOfStream => f.write_str(END_OF_STREAM),
-            TryRecvError::Failed(cause) => cause.fmt(f),
-        }
-    }
-}
+display!(RecvError {
+    RecvError::EndOfStream => "end of stream",
+    RecvError::Failed(cause) => "{cause}" from cause.source(),
+});
 
-impl fmt::Display for RecvBlockingError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            RecvBlockingError::TimedOut => f.write_str("timed out waiting for an item"),
-            RecvBlockingError::WouldBlock => f.write_str(WOULD_BLOCK),
-            RecvBlockingError::EndOfStream => f.write_str(END_OF_STREAM),
-            RecvBlockingError::Failed(cause) => cause.fmt(f),
-        }
-    }
-}
+display!(TryRecvError {
+    TryRecvError::Empty => "the channel is empty",
+    TryRecvError::EndOfStream => "end of stream",
+    TryRecvError::Failed(cause) => "{cause}" from cause.source(),
+});
 
-impl<T> Error for SendError<T> {}
-impl<T> Error for TrySendError<T> {}
-impl<T> Error for SendBlockingError<T> {}
-impl Error for RecvError {}
-impl Error for TryRecvError {}
-impl Error for RecvBlockingError {}
+display!(RecvBlockingError {
+    RecvBlockingError::TimedOut => "timed out waiting for an item",
+    RecvBlockingError::WouldBlock => "{WOULD_BLOCK}",
+    RecvBlockingError::EndOfStream => "end of stream",
+    RecvBlockingError::Failed(cause) => "{cause}" from cause.source(),
+});

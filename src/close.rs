@@ -6,7 +6,6 @@
 //! | closed(reason) | `false` | `false` | `CloseError::Closed(reason)` |
 //! | failed(cause) | `false` | `false` | `CloseError::Failed(cause)`, the same cause for all |
 
-use std::error::Error;
 use std::fmt;
 use std::future::Future;
 use std::ops::DerefMut;
@@ -14,7 +13,7 @@ use std::panic::Location;
 use std::time::Duration;
 
 use crate::cancel::CancelScope;
-use crate::error::{Failure, Reason, WaitError};
+use crate::error::{Failure, Reason, WaitError, display};
 use crate::sync::{Arc, AtomicBool, AtomicUsize, Mutex, Ordering, Weak};
 use crate::wait::{Waitable, Waiters, block_on, wait_until, wake_all};
 
@@ -65,8 +64,8 @@ pub enum CloseError {
 }
 
 impl CloseError {
-    /// The end as a failure: the cause itself, or the reason's text.
-    pub(crate) fn into_failure(self) -> Failure {
+    /// The end as a failure: the shared cause itself, or the reason's text.
+    pub fn into_failure(self) -> Failure {
         match self {
             CloseError::Closed(reason) => Failure::msg(reason.to_string()),
             CloseError::Failed(cause) => cause,
@@ -82,23 +81,10 @@ impl CloseError {
     }
 }
 
-impl fmt::Display for CloseError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            CloseError::Closed(reason) => reason.fmt(f),
-            CloseError::Failed(cause) => cause.fmt(f),
-        }
-    }
-}
-
-impl Error for CloseError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        match self {
-            CloseError::Closed(_) => None,
-            CloseError::Failed(cause) => cause.source(),
-        }
-    }
-}
+display!(CloseError {
+    CloseError::Closed(reason) => "{reason}",
+    CloseError::Failed(cause) => "{cause}" from cause.source(),
+});
 
 impl Waitable for Inner {
     type State = State;
@@ -217,6 +203,8 @@ impl CloseScope {
                     // Hooks whose owner is gone go when the list would grow: it stays within twice the living.
                     if state.hooks.len() == state.hooks.capacity() {
                         state.hooks.retain(|hook| hook.strong_count() > 0);
+                        let living = state.hooks.len();
+                        state.hooks.reserve(living.max(4));
                     }
                     state.hooks.push(hook);
                     return;

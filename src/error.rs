@@ -82,10 +82,18 @@ impl Deref for Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut next = if f.alternate() { self.0.source() } else { None };
+        if !f.alternate() {
+            return self.0.fmt(f);
+        }
+        let mut text = self.0.to_string();
+        f.write_str(&text)?;
+        let mut next = self.0.source();
         while let Some(source) = next {
-            write!(f, ": {source}")?;
+            // An error that only carries another shows as that one: it is said once.
+            let said = std::mem::replace(&mut text, source.to_string());
+            if text != said {
+                write!(f, ": {text}")?;
+            }
             next = source.source();
         }
         Ok(())
@@ -215,8 +223,14 @@ impl<F: Future> Future for Caught<F> {
             Ok(Poll::Ready(output)) => Ok(output),
             Err(panic) => Err(panic),
         };
-        let dropped = self.cut();
-        Poll::Ready(output.and_then(|output| dropped.map(|()| output)))
+        Poll::Ready(match (output, self.cut()) {
+            (Ok(output), Ok(())) => Ok(output),
+            (Ok(output), Err(panic)) => {
+                let _ = catch(|| drop(output));
+                Err(panic)
+            }
+            (Err(panic), _) => Err(panic),
+        })
     }
 }
 
@@ -284,6 +298,40 @@ impl fmt::Display for Cancelled {
 
 impl Error for Cancelled {}
 
+/// `Display` and `Error` of an error enum, a line a variant: how it reads, and after `from` what caused it. The form with `<T>`
+/// is for errors that carry an item: they say what happened, not what the item is, which need not be `Debug`.
+macro_rules! display {
+    ($type:ident { $($pattern:pat => $text:literal $(from $cause:expr)?,)+ }) => {
+        impl std::fmt::Display for $type {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                match self { $($pattern => write!(f, $text),)+ }
+            }
+        }
+        impl std::error::Error for $type {
+            #[allow(unused_variables)]
+            fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+                match self { $($pattern => $crate::error::display!(@source $($cause)?),)+ }
+            }
+        }
+    };
+    ($type:ident<T> { $($pattern:pat => $text:literal,)+ }) => {
+        impl<T> std::fmt::Display for $type<T> {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                match self { $($pattern => write!(f, $text),)+ }
+            }
+        }
+        impl<T> std::fmt::Debug for $type<T> {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                write!(f, "{}({self})", stringify!($type))
+            }
+        }
+        impl<T> std::error::Error for $type<T> {}
+    };
+    (@source) => { None };
+    (@source $cause:expr) => { $cause };
+}
+pub(crate) use display;
+
 /// Why a blocking wait ended without what it waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WaitError {
@@ -298,13 +346,7 @@ pub enum WaitError {
 pub(crate) const WOULD_BLOCK: &str =
     "would block an async worker or an event loop: use the async form, or wait on a plain thread";
 
-impl fmt::Display for WaitError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            WaitError::TimedOut => "timed out",
-            WaitError::WouldBlock => WOULD_BLOCK,
-        })
-    }
-}
-
-impl Error for WaitError {}
+display!(WaitError {
+    WaitError::TimedOut => "timed out",
+    WaitError::WouldBlock => "{WOULD_BLOCK}",
+});

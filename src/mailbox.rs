@@ -18,6 +18,7 @@ use std::task::{Context, Poll, Waker, ready};
 use crate::channel::{ChannelStats, LateSend, Receiver, RecvError, Sender, TryRecvError, channel};
 use crate::error::Failure;
 use crate::sync::{Arc, AtomicU64, Mutex, Ordering};
+use crate::wait::wake;
 
 /// What an [`ActorCore`](crate::ActorCore) can receive from.
 pub trait Inbox {
@@ -231,9 +232,7 @@ impl<T, P: Ord + Clone> PriorityMailbox<T, P> {
     pub fn drain(&mut self, max: Option<usize>) -> Vec<T> {
         let _end = self.sort_in();
         let count = max.unwrap_or(usize::MAX).min(self.parked.len());
-        let items = (0..count).filter_map(|_| self.parked.pop()).map(|parked| parked.item).collect();
-        self.receiver.count(count);
-        items
+        (0..count).filter_map(|_| self.pop_parked()).collect()
     }
 
     /// Closes it: what is above the floor is still received. `true` for the call that did.
@@ -251,14 +250,18 @@ impl<T, P: Ord + Clone> PriorityMailbox<T, P> {
         self.sender.stats()
     }
 
-    /// Moves everything that has arrived into the heap; says why there is no more.
+    /// Moves everything that has arrived until now into the heap; says why there is no more. What the gate or the key sends
+    /// meanwhile waits for the next time.
     fn sort_in(&mut self) -> TryRecvError {
-        loop {
-            match self.receiver.pop() {
-                Ok(item) => self.admit(item),
-                Err(end) => return end,
+        for refilled in [false, true] {
+            while let Some(item) = self.receiver.pop_taken() {
+                self.admit(item);
+            }
+            if let (false, Some(Err(end))) = (refilled, self.receiver.refill()) {
+                return end;
             }
         }
+        TryRecvError::Empty
     }
 
     /// Gate, key, heap. Until it is parked the item is in our hands: consumed, if the gate says so or the user's code panics.
@@ -273,6 +276,12 @@ impl<T, P: Ord + Clone> PriorityMailbox<T, P> {
         self.parked.push(Parked { key, arrival: Reverse(self.arrivals), item });
     }
 
+    /// The most urgent item. It counts as received also if comparing its key with others panics, and it is lost to that.
+    fn pop_parked(&mut self) -> Option<T> {
+        let _counts_on_drop = (!self.parked.is_empty()).then(|| Consumed(&self.receiver));
+        self.parked.pop().map(|parked| parked.item)
+    }
+
     fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<T, RecvError>> {
         ready!(self.receiver.poll_credit(cx));
         loop {
@@ -281,9 +290,7 @@ impl<T, P: Ord + Clone> PriorityMailbox<T, P> {
             let top = self.parked.peek();
             let above = |top: &Parked<T, P>| self.above.1.as_ref().is_none_or(|floor| top.key > **floor);
             if top.is_some_and(above) {
-                let parked = self.parked.pop().expect("just seen");
-                self.receiver.count(1);
-                return Poll::Ready(Ok(parked.item));
+                return Poll::Ready(Ok(self.pop_parked().expect("just seen")));
             }
             match end {
                 TryRecvError::EndOfStream => return Poll::Ready(Err(RecvError::EndOfStream)),
@@ -355,7 +362,7 @@ impl<P> Floor<P> {
         drop(state);
         drop(old);
         if let Some(waker) = waker {
-            waker.wake();
+            wake(waker);
         }
     }
 

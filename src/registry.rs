@@ -19,7 +19,6 @@
 use std::borrow::Borrow;
 use std::collections::HashSet;
 use std::collections::hash_map::RandomState;
-use std::error::Error;
 use std::fmt;
 use std::future::Future;
 use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher};
@@ -29,10 +28,10 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use crate::close::{CloseError, CloseScope, OnClose};
-use crate::error::{Failure, WOULD_BLOCK, WaitError};
+use crate::error::{Failure, WOULD_BLOCK, WaitError, display};
 use crate::slab::Slab;
 use crate::sync::{Arc, Mutex, Weak};
-use crate::wait::{WakeBatch, block_on, may_block};
+use crate::wait::{WakeBatch, block_on, may_block, wake};
 
 /// The requests in flight of a connection or a service, and who waits for each.
 ///
@@ -181,8 +180,9 @@ impl<K: Eq + Hash + Clone, V> RequestRegistry<K, V> {
     /// `Duplicate`, `Closed`.
     #[allow(clippy::type_complexity)]
     pub fn reply(&self, key: K) -> Result<(ReplyHandle<K, V>, Waiter<K, V>), RequestError> {
+        let handle_key = key.clone();
         let place = self.0.insert(&key)?;
-        let handle = ReplyHandle { registry: self.0.clone(), key: key.clone(), place, answered: false };
+        let handle = ReplyHandle { registry: self.0.clone(), key: handle_key, place, answered: false };
         Ok((handle, Waiter { registry: self.0.clone(), key, place, done: false }))
     }
 
@@ -204,8 +204,7 @@ impl<K: Eq + Hash + Clone, V> RequestRegistry<K, V> {
 
     /// Fails all requests that are pending now, with one shared cause; the registry stays usable. Returns how many.
     pub fn fail_all(&self, cause: impl Into<Failure>) -> usize {
-        let error = RequestError::Failed(cause.into());
-        (0..SHARDS).map(|shard| self.0.sweep(shard, &error)).sum()
+        self.0.sweep(&RequestError::Failed(cause.into()))
     }
 
     /// Closes the registry for good: all pending requests end `Closed` with that cause, and later ones are refused with it at
@@ -332,23 +331,31 @@ impl<K, V> Inner<K, V> {
         let waker = shard.finish(place.slot, outcome);
         drop(shard);
         if let Some(waker) = waker {
-            waker.wake();
+            wake(waker);
         }
         Ok(())
     }
 
-    /// Fails what is pending in a shard now. Requests that are made during the sweep, by those it wakes too, are not hit.
-    fn sweep(&self, shard: usize, error: &RequestError) -> usize {
+    /// Fails what is pending now. Requests that are made during the sweep, by those whom it wakes too, are not hit: their
+    /// generations are above the limits.
+    fn sweep(&self, error: &RequestError) -> usize {
+        let limits: [_; SHARDS] = std::array::from_fn(|shard| {
+            let mut state = self.shards[shard].lock();
+            let (limit, keys) = (state.next_generation, std::mem::take(&mut state.keys));
+            drop(state);
+            drop(keys);
+            limit
+        });
+        let shards = self.shards.iter().zip(limits);
+        shards.map(|(shard, limit)| Self::sweep_shard(shard, limit, error)).sum()
+    }
+
+    fn sweep_shard(shard: &Mutex<Shard<K, V>>, limit: u64, error: &RequestError) -> usize {
         const AT_A_TIME: u32 = 256;
-        let mut state = self.shards[shard].lock();
-        let limit = state.next_generation;
-        let keys = std::mem::take(&mut state.keys);
-        drop(state);
-        drop(keys);
         let (mut failed, mut slot) = (0, 0);
         loop {
             let mut batch = WakeBatch::default();
-            let mut state = self.shards[shard].lock();
+            let mut state = shard.lock();
             let end = state.slots.end().min(slot + AT_A_TIME);
             while slot < end && !batch.is_full() {
                 if state.slots.get(slot).is_some_and(|slot| slot.generation < limit) && state.is_pending(slot) {
@@ -377,7 +384,7 @@ impl<K, V> Inner<K, V> {
             }
             shard.closed = Some(cause.clone());
         }
-        (0..SHARDS).map(|shard| self.sweep(shard, &error)).sum()
+        self.sweep(&error)
     }
 }
 
@@ -425,7 +432,7 @@ impl<K: Eq + Hash + Clone, V> Inner<K, V> {
         drop(shard);
         drop(entry);
         if let Some(waker) = waker {
-            waker.wake();
+            wake(waker);
         }
         Ok(())
     }
@@ -654,9 +661,9 @@ impl<K, V> Future for Waiter<K, V> {
             let mut shard = this.registry.shard(this.place.hash).lock();
             let State::Pending(parked) = &mut shard.slots[this.place.slot].state else {
                 let (state, entry) = shard.free(this.place);
+                this.done = true; // whatever the drop of the key does
                 drop(shard);
                 drop(entry);
-                this.done = true;
                 let State::Done(outcome) = state else { unreachable!("just seen") };
                 return Poll::Ready(outcome);
             };
@@ -684,26 +691,23 @@ impl<K, V> Drop for Waiter<K, V> {
     }
 }
 
-impl fmt::Display for RequestError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl RequestError {
+    /// This as a failure: the shared cause itself, where there is one. (`?` and `into` would wrap it in a new one.)
+    pub fn into_failure(self) -> Failure {
         match self {
-            RequestError::Failed(cause) | RequestError::Closed(cause) => cause.fmt(f),
-            RequestError::Abandoned => f.write_str("the request was dropped without an answer"),
-            RequestError::Duplicate => f.write_str("a request with that key is pending"),
-            RequestError::TimedOut => f.write_str("timed out waiting for the reply"),
-            RequestError::WouldBlock => f.write_str(WOULD_BLOCK),
+            RequestError::Failed(cause) | RequestError::Closed(cause) => cause,
+            other => other.into(),
         }
     }
 }
 
-impl Error for RequestError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        match self {
-            RequestError::Failed(cause) | RequestError::Closed(cause) => cause.source(),
-            _ => None,
-        }
-    }
-}
+display!(RequestError {
+    RequestError::Failed(cause) | RequestError::Closed(cause) => "{cause}" from cause.source(),
+    RequestError::Abandoned => "the request was dropped without an answer",
+    RequestError::Duplicate => "a request with that key is pending",
+    RequestError::TimedOut => "timed out waiting for the reply",
+    RequestError::WouldBlock => "{WOULD_BLOCK}",
+});
 
 impl<K, V> fmt::Debug for RequestRegistry<K, V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -712,14 +716,14 @@ impl<K, V> fmt::Debug for RequestRegistry<K, V> {
     }
 }
 
-impl<K: fmt::Debug, V> fmt::Debug for ReplyHandle<K, V> {
+impl<K, V> fmt::Debug for ReplyHandle<K, V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ReplyHandle").field("key", &self.key).field("wanted", &self.is_wanted()).finish()
+        f.debug_struct("ReplyHandle").field("wanted", &self.is_wanted()).finish_non_exhaustive()
     }
 }
 
-impl<K: fmt::Debug, V> fmt::Debug for Waiter<K, V> {
+impl<K, V> fmt::Debug for Waiter<K, V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Waiter").field("key", &self.key).finish_non_exhaustive()
+        f.debug_struct("Waiter").field("done", &self.done).finish_non_exhaustive()
     }
 }

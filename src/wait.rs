@@ -19,7 +19,7 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
-use crate::error::WaitError;
+use crate::error::{WaitError, catch};
 use crate::slab::Slab;
 use crate::sync::{Arc, AtomicBool, Ordering, park, per_thread, thread};
 
@@ -152,6 +152,12 @@ pub(crate) fn wake_all<W: Waitable>(source: &W) {
     }
 }
 
+/// Wakes. A waker that panics (the panic hook has reported it) must not keep the others from being woken, nor break the books
+/// of whoever wakes.
+pub(crate) fn wake(waker: Waker) {
+    let _reported = catch(|| waker.wake());
+}
+
 /// A few wakers between the lock and their wake.
 #[derive(Debug, Default)]
 pub(crate) struct WakeBatch {
@@ -170,7 +176,7 @@ impl WakeBatch {
     }
 
     pub(crate) fn wake(mut self) {
-        self.wakers.iter_mut().take(self.len).filter_map(Option::take).for_each(Waker::wake);
+        self.wakers.iter_mut().take(self.len).filter_map(Option::take).for_each(wake);
     }
 }
 

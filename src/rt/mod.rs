@@ -23,7 +23,8 @@ use crate::service_group::{ServiceGroup, StopReport};
 ///
 /// A current handle alone does not tell: `spawn_blocking` and `block_in_place` have one too, and may block. But only a polled
 /// task has a budget that runs out. What was spent here to find out is given back: the first guard restores the budget.
-/// (A future inside `tokio::task::unconstrained` is not found out.)
+/// (Not found out: a future inside `tokio::task::unconstrained`, and the rest of a `block_on`'s poll after a `block_in_place` in
+/// it, because tokio gives both a budget without end.)
 pub(crate) fn in_async_worker() -> bool {
     const MORE_THAN_A_BUDGET: usize = 256; // tokio's is 128
     if Handle::try_current().is_err() {

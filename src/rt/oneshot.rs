@@ -3,6 +3,7 @@
 use std::task::{Context, Poll, Waker};
 
 use crate::sync::Mutex;
+use crate::wait::wake;
 
 /// Lock: a leaf. Values and wakers are dropped, and wakers woken, outside it.
 #[derive(Debug)]
@@ -35,7 +36,7 @@ impl<T> Oneshot<T> {
         *state = State::Full(value);
         drop(state);
         if let Some(waker) = waker {
-            waker.wake();
+            wake(waker);
         }
         Ok(())
     }

@@ -40,7 +40,8 @@ impl Error for TimedOut {}
 
 /// Runs `body` for at most that time; after it, goes on without its output (`None`).
 ///
-/// A deadline is a scope that is cancelled with [`Reason::Deadline`]: a [`shield`](crate::shield) in the body holds it off, and
+/// A deadline is a scope (the body's [`current_cancel_scope`](crate::current_cancel_scope)) that is cancelled with
+/// [`Reason::Deadline`], or by whoever else cancels it: a [`shield`](crate::shield) in the body holds it off, and
 /// a [`task_group`](crate::task_group) in the body stops and joins its children first. The time counts from the first time that
 /// the body is not ready; a body that is ready at once reads no clock, and one that completes keeps its output. Zero polls
 /// once.
@@ -111,11 +112,8 @@ impl<F: Future> Future for Until<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
-        if *this.expired && this.scoped.as_mut().cut(cx) {
-            return Poll::Ready(None);
-        }
-        if let Poll::Ready(output) = this.scoped.as_mut().poll_body(cx) {
-            return Poll::Ready(Some(output));
+        if let Poll::Ready(ended) = this.scoped.as_mut().poll(cx) {
+            return Poll::Ready(ended.ok());
         }
         if !*this.expired {
             if this.timer.is_none() && !this.time.is_zero() {
@@ -130,6 +128,6 @@ impl<F: Future> Future for Until<F> {
             *this.expired = true;
             this.scoped.as_mut().cancel(Reason::Deadline, this.at);
         }
-        if this.scoped.cut(cx) { Poll::Ready(None) } else { Poll::Pending }
+        if this.scoped.cut(cx).is_some() { Poll::Ready(None) } else { Poll::Pending }
     }
 }
