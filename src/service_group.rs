@@ -75,7 +75,7 @@ impl ServiceGroup {
         }
         let deadline = Deadline::after(timeout);
         let mut rollback = Rollback { services: &self.services, started: 0, cause: None };
-        for service in &self.services {
+        for (nth, service) in self.services.iter().enumerate() {
             let started = service.start();
             rollback.started += usize::from(started.is_ok());
             if let Err(failed) = started.and_then(|()| service.wait_started(deadline.left())) {
@@ -84,7 +84,7 @@ impl ServiceGroup {
                 for service in stopped.iter().rev() {
                     service.join_or_log(deadline.left());
                 }
-                return Err(StartAllError::new(failed, stopped));
+                return Err(StartAllError::new(failed, &self.services[..nth]));
             }
         }
         rollback.started = 0;
@@ -100,7 +100,7 @@ impl ServiceGroup {
     /// Dropping the future asks the services that it has started to stop, in reverse order.
     pub async fn start_all_async(&self) -> Result<(), StartAllError> {
         let mut rollback = Rollback { services: &self.services, started: 0, cause: None };
-        for service in &self.services {
+        for (nth, service) in self.services.iter().enumerate() {
             let mut started = service.start();
             rollback.started += usize::from(started.is_ok());
             if started.is_ok() {
@@ -112,7 +112,7 @@ impl ServiceGroup {
                 for service in stopped.iter().rev() {
                     let _told_by_scope = service.shared().done().await;
                 }
-                return Err(StartAllError::new(failed, stopped));
+                return Err(StartAllError::new(failed, &self.services[..nth]));
             }
         }
         rollback.started = 0;
@@ -199,10 +199,8 @@ impl Drop for Rollback<'_> {
 }
 
 impl StartAllError {
-    fn new(failed: ServiceError, stopped: &[Box<dyn Service>]) -> Self {
-        let names = stopped.iter().rev().map(|service| service.name().to_owned());
-        let culprit = failed.service().to_owned();
-        StartAllError { failed, stopped: names.filter(|name| *name != culprit).map(Name::from).collect() }
+    fn new(failed: ServiceError, before: &[Box<dyn Service>]) -> Self {
+        StartAllError { failed, stopped: before.iter().rev().map(|service| service.name().to_owned().into()).collect() }
     }
 }
 

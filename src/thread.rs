@@ -17,7 +17,6 @@
 //! 2. The body ends exactly once, in `finish`; its outcome is set after the scope has ended, and never changes.
 //! 3. One lock, a leaf. The body runs and is dropped, waiters wake and the thread is joined outside it.
 
-use std::error::Error;
 use std::fmt;
 use std::future::Future;
 use std::ops::DerefMut;
@@ -25,7 +24,7 @@ use std::panic::Location;
 use std::time::{Duration, Instant};
 
 use crate::close::{CloseError, CloseScope, OnClose};
-use crate::error::{Cancelled, Failure, Name, Panic, Reason, WOULD_BLOCK, WaitError, catch};
+use crate::error::{Cancelled, Failure, Name, Panic, Reason, WOULD_BLOCK, WaitError, catch, display};
 use crate::log::log;
 use crate::sync::{Arc, Mutex, Weak, thread};
 use crate::wait::{Waitable, Waiters, block_on, wait_until, wake_all};
@@ -138,6 +137,7 @@ pub trait Service: sealed::Sealed + Send + Sync {
     }
 
     /// Asks it to stop, by closing its scope. `true` for the call that closed it. Never blocks; before `start` it counts too.
+    #[track_caller]
     fn stop(&self, why: Reason) -> bool {
         self.shared().scope.close(why)
     }
@@ -329,7 +329,19 @@ impl Shared {
         state.thread = Thread::Spawning;
         drop(state);
         let cx = ServiceContext(self.clone());
-        let spawned = thread::Builder::new().name(self.name.to_string()).spawn(move || cx.main(body));
+        // The thread takes the body from here. If there is no thread, the scope fails before the body goes, and with it who
+        // waits for something in it.
+        let body = Arc::new(Mutex::new(Some(body)));
+        let taken = body.clone();
+        let main = move || {
+            let body = taken.lock().take();
+            cx.main(body.expect("taken once"));
+        };
+        let spawned = match self.name.contains('\0') {
+            // The system's names end there, and `spawn` panics.
+            true => Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "its name has a NUL byte in it")),
+            false => thread::Builder::new().name(self.name.to_string()).spawn(main),
+        };
         match spawned {
             Ok(handle) => {
                 self.lock().thread = Thread::Running(handle);
@@ -468,7 +480,9 @@ impl OnClose for Shared {
             body = Some(std::mem::replace(&mut state.phase, Phase::Done(outcome)));
         }
         drop(state);
-        drop(body);
+        if let Err(panic) = catch(|| drop(body)) {
+            log!(error, "the body of {} {panic} as it was dropped unrun", self.name);
+        }
         wake_all(&*self);
     }
 }
@@ -542,31 +556,16 @@ impl ServiceError {
     }
 }
 
-impl fmt::Display for ServiceError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            ServiceError::Failed { service, cause } => write!(f, "{service} failed: {cause}"),
-            ServiceError::Panicked { service, message } => write!(f, "{service} panicked: {message}"),
-            ServiceError::ExitedBeforeReady { service } => write!(f, "{service} ended before it was ready"),
-            ServiceError::Stopped { service, reason } => {
-                write!(f, "{service} was stopped before it was ready: {reason}")
-            }
-            ServiceError::AlreadyStarted { service } => write!(f, "{service} was started before"),
-            ServiceError::TimedOut { service, state } => write!(f, "{service} is still {state:?}: timed out"),
-            ServiceError::WouldBlock { service } => write!(f, "waiting for {service} {WOULD_BLOCK}"),
-            ServiceError::Spawn { service, cause } => write!(f, "{service} could not be spawned: {cause}"),
-        }
-    }
-}
-
-impl Error for ServiceError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        match self {
-            ServiceError::Failed { cause, .. } | ServiceError::Spawn { cause, .. } => cause.source(),
-            _ => None,
-        }
-    }
-}
+display!(ServiceError {
+    ServiceError::Failed { service, cause } => "{service} failed: {cause}" from cause.source(),
+    ServiceError::Panicked { service, message } => "{service} panicked: {message}",
+    ServiceError::ExitedBeforeReady { service } => "{service} ended before it was ready",
+    ServiceError::Stopped { service, reason } => "{service} was stopped before it was ready: {reason}",
+    ServiceError::AlreadyStarted { service } => "{service} was started before",
+    ServiceError::TimedOut { service, state } => "{service} is still {state:?}: timed out",
+    ServiceError::WouldBlock { service } => "waiting for {service} {WOULD_BLOCK}",
+    ServiceError::Spawn { service, cause } => "{service} could not be spawned: {cause}" from cause.source(),
+});
 
 impl fmt::Debug for ServiceThread {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
