@@ -16,7 +16,6 @@
 //! this thread. The runtime is shut down with what is left of the grace. Only then is the thread no loop's any more, and the
 //! service done.
 
-use std::error::Error;
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::panic::Location;
@@ -33,7 +32,7 @@ use super::task::{GroupError, Report, TaskGroup, TaskOutcome};
 use crate::cancel::CancelScope;
 use crate::channel::{Receiver, Sender, channel};
 use crate::close::{CloseError, CloseScope};
-use crate::error::{Cancelled, Failure, Name, Panic, Reason, WOULD_BLOCK, WaitError, catch};
+use crate::error::{Cancelled, Failure, Name, Panic, Reason, WOULD_BLOCK, WaitError, catch, display};
 use crate::host::{LoopMark, current_loop, may_block};
 use crate::log::log;
 use crate::sync::{Arc, Mutex, Ordering};
@@ -43,8 +42,9 @@ use crate::wait::block_on;
 /// A service with an event loop of its own, on a thread of its own.
 ///
 /// The main future and its state are made, used and dropped on that thread, so they need not be `Send`. Others reach it by its
-/// [`handle`](LoopServiceThread::handle), before it is started too. Stopping it cancels its tasks and the main future; it is
-/// done when the main future and every task of its group have ended. Clones are handles to the same service; when the last one
+/// [`handle`](LoopServiceThread::handle), before it is started too. Stopping it cancels its tasks and the main future at their
+/// next await; a goodbye goes under a shield: `shield(async { cx.scope().closed().await; goodbye().await }).await`. It is done
+/// when the main future and every task of its group have ended. Clones are handles to the same service; when the last one
 /// is dropped the service is asked to stop and left to itself.
 ///
 /// ```
@@ -201,7 +201,8 @@ impl LoopContext {
         self.service.started();
     }
 
-    /// The group of the service's tasks, which the main future is one of. A failure in it ends the service.
+    /// The group of the service's tasks, which the main future is one of (so it cannot join it). A failure in it ends the
+    /// service.
     pub fn task_group(&self) -> &TaskGroup {
         &self.group
     }
@@ -222,8 +223,15 @@ where
     let runtime = Builder::new_current_thread()
         .enable_all()
         .global_queue_interval(1) // calls from other threads are looked at in every tick of a busy loop
-        .build_local(LocalOptions::default())
-        .map_err(|cause| ServiceError::Spawn { service: handle.0.name.clone(), cause: cause.into() })?;
+        .build_local(LocalOptions::default());
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(cause) => {
+            let error = Failure::from(ServiceError::Spawn { service: handle.0.name.clone(), cause: cause.into() });
+            let _in_the_scope = cx.0.settle(Err(error.clone())); // before the queue goes: its calls hear why
+            return Err(error);
+        }
+    };
     let (result, deadline) = runtime.block_on(live(cx, handle, queue, body));
     runtime.shutdown_timeout(deadline.saturating_duration_since(Instant::now()));
     result
@@ -505,7 +513,7 @@ async fn in_scope<T>(scope: CancelScope, body: impl Future<Output = T>) -> Resul
 
 impl<T> Report<T> for Reply<T> {
     fn report(self, outcome: TaskOutcome<T>) -> Option<Failure> {
-        let _nobody_asks = self.0.reply.set(match outcome {
+        let nobody_asks = self.0.reply.set(match outcome {
             TaskOutcome::Done(output) => Ok(output),
             TaskOutcome::Panicked(panic) => Err(panicked(panic)),
             TaskOutcome::Failed(cause) => Err(match cause.downcast_ref::<Cancelled>() {
@@ -514,6 +522,9 @@ impl<T> Report<T> for Reply<T> {
             }),
             TaskOutcome::Cancelled(_) | TaskOutcome::Aborted => Err(self.0.inner.ended()),
         });
+        if let Err(panic) = catch(|| drop(nobody_asks)) {
+            log!(error, "the output of a future submitted to {} {panic}", self.0.inner.name);
+        }
         None // a submission is its submitter's, not the service's
     }
 }
@@ -563,28 +574,14 @@ impl From<WaitError> for CallError {
     }
 }
 
-impl fmt::Display for CallError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            CallError::Closed(reason) => write!(f, "the loop is closed: {reason}"),
-            CallError::Failed(cause) => cause.fmt(f),
-            CallError::Panicked(message) => write!(f, "panicked: {message}"),
-            CallError::Cancelled(cancelled) => cancelled.fmt(f),
-            CallError::TimedOut => f.write_str("timed out waiting for the loop"),
-            CallError::WouldBlock => f.write_str(WOULD_BLOCK),
-        }
-    }
-}
-
-impl Error for CallError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        match self {
-            CallError::Failed(cause) => cause.source(),
-            CallError::Cancelled(cancelled) => Some(cancelled),
-            _ => None,
-        }
-    }
-}
+display!(CallError {
+    CallError::Closed(reason) => "the loop is closed: {reason}",
+    CallError::Failed(cause) => "{cause}" from cause.source(),
+    CallError::Panicked(message) => "panicked: {message}",
+    CallError::Cancelled(cancelled) => "{cancelled}" from Some(cancelled),
+    CallError::TimedOut => "timed out waiting for the loop",
+    CallError::WouldBlock => "{WOULD_BLOCK}",
+});
 
 impl fmt::Debug for LoopServiceThread {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

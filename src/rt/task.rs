@@ -45,7 +45,7 @@ use super::oneshot::Oneshot;
 use super::time::move_on_after;
 use crate::ambient::checkpoint;
 use crate::cancel::CancelScope;
-use crate::error::{Cancelled, Caught, Failure, Name, Panic, Reason, catch};
+use crate::error::{Cancelled, Caught, Failure, Name, Panic, Reason, catch, display};
 use crate::host::{Entry, Host, Shields, enter, relay};
 use crate::log::log;
 use crate::slab::Slab;
@@ -99,7 +99,7 @@ struct Slot {
     shields: Option<Arc<Shields>>,
 }
 
-/// What went wrong in a group.
+/// What went wrong in a group. Its `source` is that of the first failure; `failures` has them all.
 #[derive(Debug)]
 pub struct GroupError {
     /// All failures, in the order in which they happened, with the names of the children (the body's is `body`).
@@ -184,14 +184,23 @@ where
 {
     let tg = TaskGroup::new();
     let scope = tg.scope();
+    let mut unjoined = Unjoined(Some(tg.group()));
     let life = async {
-        let mut body = pin!(body(&tg));
-        // The panic is the caller's own: it goes on, with its payload, when the children are joined.
-        let body = poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| body.as_mut().poll(cx))) {
-            Ok(poll) => poll.map(Ok),
-            Err(payload) => Poll::Ready(Err(payload)),
+        let mut body = pin!(Some(body(&tg)));
+        // A panic is the caller's own: it goes on, with its payload, when the children are joined.
+        let polled = poll_fn(|cx| {
+            let body = body.as_mut().as_pin_mut().expect("polled after its end");
+            match catch_unwind(AssertUnwindSafe(|| body.poll(cx))) {
+                Ok(poll) => poll.map(Ok),
+                Err(payload) => Poll::Ready(Err(payload)),
+            }
         });
-        let ended = scope.run(body).await;
+        let ended = scope.run(polled).await;
+        // Before the join: the children may wait for what the body holds.
+        let ended = match catch_unwind(AssertUnwindSafe(|| body.set(None))) {
+            Ok(()) => ended,
+            Err(payload) => Ok(Err(payload)),
+        };
         match &ended {
             Ok(Ok(Err(cause))) if !is_cancel(cause, scope) => tg.group().fail("body".into(), cause.clone()),
             Ok(Err(_)) => _ = tg.cancel("the body panicked"),
@@ -200,6 +209,7 @@ where
         (ended, tg.join().await)
     };
     let ((ended, joined), relayed) = relay(scope, life).await;
+    unjoined.0 = None;
     let failures = joined.err().map_or_else(Vec::new, |error| error.failures);
     let cancelled = match ended {
         Ok(Err(payload)) => {
@@ -216,6 +226,17 @@ where
         checkpoint().await; // in the cancelled scope around us: that is who ends this, and says why
     }
     Err(GroupError { failures, cancelled })
+}
+
+/// The group of a block whose future is dropped half-way: a child may hold a handle, so the drop of ours is not enough.
+struct Unjoined<'a>(Option<&'a Arc<Group>>);
+
+impl Drop for Unjoined<'_> {
+    fn drop(&mut self) {
+        if let Some(group) = self.0 {
+            group.abandon();
+        }
+    }
 }
 
 /// Whether a failure in a cancelled scope only says that it is cancelled.
@@ -340,7 +361,8 @@ impl TaskGroup {
         self.scope().cancel_with(Cancelled { reason: why.into(), at: Location::caller() }).is_some()
     }
 
-    /// Waits until all children have ended, and closes the group. A cancel is no error here.
+    /// Waits until all children have ended, and closes the group. A cancel is no error here. A child that joins its own group
+    /// waits for itself: it ends when the group is cancelled.
     ///
     /// # Errors
     /// All failures, with the names of the children. Every caller gets them.
@@ -420,20 +442,7 @@ impl Default for TaskGroup {
 
 impl Drop for Owner {
     fn drop(&mut self) {
-        let mut state = self.0.lock();
-        state.orphaned = true;
-        let over = state.closed;
-        drop(state);
-        if over {
-            return;
-        }
-        let alive = self.0.names();
-        if !alive.is_empty() {
-            let names = alive.iter().take(8).map(|(_, name)| &**name).collect::<Vec<_>>().join(", ");
-            log!(warn, "the last handle of a task group was dropped: {} tasks are aborted ({names})", alive.len());
-        }
-        self.0.scope.cancel(Reason::OwnerDropped);
-        self.0.raise(ABORT);
+        self.0.abandon();
     }
 }
 
@@ -494,6 +503,24 @@ impl Group {
         let key = state.children.insert(Slot { name, waker: None, shields: None });
         drop(state);
         Some(Child { group: Some(self.clone()), key, parked: false, report: Some(report), body: Caught::new(body) })
+    }
+
+    /// Nobody will join it: what runs is aborted.
+    fn abandon(&self) {
+        let mut state = self.lock();
+        let before = std::mem::replace(&mut state.orphaned, true);
+        let over = before || state.closed;
+        drop(state);
+        if over {
+            return;
+        }
+        let alive = self.names();
+        if !alive.is_empty() {
+            let names = alive.iter().take(8).map(|(_, name)| &**name).collect::<Vec<_>>().join(", ");
+            log!(warn, "a task group lost its owner: {} tasks are aborted ({names})", alive.len());
+        }
+        self.scope.cancel(Reason::OwnerDropped);
+        self.raise(ABORT);
     }
 
     /// A failure of somebody who has no slot.
@@ -606,8 +633,11 @@ impl<F: Body, R: Report<F::Value>> Child<F, R> {
         *this.group = None;
         let (report, dropped) = (this.report.take(), this.body.cut());
         let outcome = match dropped {
-            Err(panic) => TaskOutcome::Panicked(panic),
             Ok(()) => outcome,
+            Err(panic) => {
+                let _ = catch(|| drop(outcome));
+                TaskOutcome::Panicked(panic)
+            }
         };
         let failure = catch(|| report.and_then(|report| report.report(outcome))).unwrap_or_else(Some);
         let mut state = group.lock();
@@ -620,6 +650,9 @@ impl<F: Body, R: Report<F::Value>> Child<F, R> {
             group.failed(slot.name, cause);
         }
         drop(slot.waker);
+        if let Some(shields) = slot.shields {
+            shields.unpark(); // one may live on elsewhere
+        }
         if empty {
             wake_all(&**group);
         }
@@ -641,13 +674,14 @@ impl<F: Body, R: Report<F::Value>> Child<F, R> {
     /// Parks the waker where the group finds it.
     fn park(self: Pin<&mut Self>, group: &Group, cx: &mut Context<'_>) {
         let this = self.project();
-        if !*this.parked {
+        let running = group.word.load(Ordering::Acquire) == RUNNING;
+        if !(*this.parked && running) {
             let waker = cx.waker().clone();
             let replaced = group.lock().children[*this.key].waker.replace(waker);
             drop(replaced);
         }
-        // A group that is being stopped takes the wakers: park again each time until it is over.
-        *this.parked = group.word.load(Ordering::Acquire) == RUNNING;
+        // A group that is being stopped has taken the wakers: park again each time until it is over.
+        *this.parked = running;
     }
 }
 
@@ -708,6 +742,24 @@ impl<F: Body, R: Report<F::Value>> Future for Child<F, R> {
     }
 }
 
+// These look at an outcome and leave it whole: its drop is the user's and may panic, so it comes last.
+impl<T> TaskOutcome<T> {
+    fn failure(&self) -> Option<Failure> {
+        match self {
+            TaskOutcome::Failed(cause) | TaskOutcome::Panicked(cause) => Some(cause.clone()),
+            _ => None,
+        }
+    }
+
+    /// Some if the failure only says that the child's own scope is cancelled.
+    fn cancelled_alone(&self, own: &CancelScope) -> Option<Cancelled> {
+        match self {
+            TaskOutcome::Failed(cause) if is_cancel(cause, own) => own.check().err(),
+            _ => None,
+        }
+    }
+}
+
 /// A child that can be cancelled alone: it fails with the `Cancelled` of its own scope, which its report knows.
 async fn in_scope<T>(scope: CancelScope, child: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     scope.run(child).await?
@@ -746,17 +798,11 @@ impl<T> Drop for Task<T> {
 
 impl<T> Report<T> for Arc<TaskCell<T>> {
     fn report(self, outcome: TaskOutcome<T>) -> Option<Failure> {
-        let outcome = match outcome {
-            TaskOutcome::Failed(cause) if is_cancel(&cause, &self.scope) => match self.scope.check() {
-                Err(cancelled) => TaskOutcome::Cancelled(cancelled),
-                Ok(()) => TaskOutcome::Failed(cause),
-            },
-            outcome => outcome,
-        };
-        let failure = match &outcome {
-            TaskOutcome::Failed(cause) | TaskOutcome::Panicked(cause) => Some(cause.clone()),
-            _ => None,
-        };
+        if let Some(cancelled) = outcome.cancelled_alone(&self.scope) {
+            let _nobody_asks = self.outcome.set(TaskOutcome::Cancelled(cancelled));
+            return None;
+        }
+        let failure = outcome.failure();
         let _nobody_asks = self.outcome.set(outcome);
         failure
     }
@@ -802,19 +848,17 @@ impl<V> Drop for Starting<V> {
 
 impl<V> Report<()> for Arc<StartCell<V>> {
     fn report(self, outcome: TaskOutcome<()>) -> Option<Failure> {
-        let by_own_scope = |cause: &Failure| is_cancel(cause, &self.scope);
-        let (error, failure) = match outcome {
-            TaskOutcome::Done(()) => (StartError::ExitedBeforeReady, None),
-            TaskOutcome::Failed(cause) if by_own_scope(&cause) => (StartError::ExitedBeforeReady, None),
-            TaskOutcome::Failed(cause) | TaskOutcome::Panicked(cause) => {
-                (StartError::Failed(cause.clone()), Some(cause))
-            }
-            TaskOutcome::Cancelled(cancelled) => (StartError::Cancelled(cancelled), None),
-            TaskOutcome::Aborted => (StartError::Failed(Failure::msg("aborted")), None),
+        let cancelled_alone = outcome.cancelled_alone(&self.scope).is_some();
+        let error = match &outcome {
+            TaskOutcome::Done(()) => StartError::ExitedBeforeReady,
+            TaskOutcome::Failed(_) if cancelled_alone => StartError::ExitedBeforeReady,
+            TaskOutcome::Failed(cause) | TaskOutcome::Panicked(cause) => StartError::Failed(cause.clone()),
+            TaskOutcome::Cancelled(cancelled) => StartError::Cancelled(cancelled.clone()),
+            TaskOutcome::Aborted => StartError::Failed(Failure::msg("aborted")),
         };
         match self.ready.set(Err(error)) {
             Ok(()) => None, // before it was ready: the starter hears of it, and only the starter
-            Err(_) => failure,
+            Err(_) => outcome.failure().filter(|_| !cancelled_alone),
         }
     }
 }
@@ -841,25 +885,21 @@ impl Error for GroupError {
     }
 }
 
-impl fmt::Display for StartError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl StartError {
+    /// This as a failure: the child's own, where there is one. (`?` and `into` would wrap it in a new one.)
+    pub fn into_failure(self) -> Failure {
         match self {
-            StartError::Failed(cause) => cause.fmt(f),
-            StartError::ExitedBeforeReady => f.write_str("the task ended before it was ready"),
-            StartError::Cancelled(cancelled) => cancelled.fmt(f),
+            StartError::Failed(cause) => cause,
+            other => other.into(),
         }
     }
 }
 
-impl Error for StartError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        match self {
-            StartError::Failed(cause) => cause.source(),
-            StartError::ExitedBeforeReady => None,
-            StartError::Cancelled(cancelled) => Some(cancelled),
-        }
-    }
-}
+display!(StartError {
+    StartError::Failed(cause) => "{cause}" from cause.source(),
+    StartError::ExitedBeforeReady => "the task ended before it was ready",
+    StartError::Cancelled(cancelled) => "{cancelled}" from Some(cancelled),
+});
 
 impl fmt::Debug for TaskGroup {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
