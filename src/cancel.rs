@@ -21,7 +21,7 @@ use std::ops::{Deref, DerefMut};
 use std::panic::Location;
 use std::time::Duration;
 
-use crate::close::{CloseError, OnClose};
+use crate::close::{CloseError, CloseScope, OnClose};
 use crate::error::{Cancelled, Reason, WaitError};
 use crate::slab::Slab;
 use crate::sync::{Arc, AtomicBool, AtomicUsize, Mutex, Ordering, Weak};
@@ -175,11 +175,6 @@ impl CancelScope {
     pub(crate) fn node(&self) -> &Arc<Node> {
         &self.0
     }
-
-    pub(crate) fn as_close_hook(&self) -> Weak<dyn OnClose> {
-        let hook: Weak<Node> = Arc::downgrade(&self.0);
-        hook
-    }
 }
 
 /// What [`Node::mark`] found.
@@ -252,11 +247,23 @@ impl Drop for Node {
     /// Leaves the parent's list; then does the same for each ancestor that only this path kept alive.
     fn drop(&mut self) {
         let (mut child, mut parent): (*const Node, _) = (self, self.parent.take());
+        let mut _address = Weak::new();
         while let Some(link) = parent {
             link.forget(child);
-            child = Arc::as_ptr(&link.node);
+            _address = Arc::downgrade(&link.node); // keeps it from being another's while it is compared
+            child = _address.as_ptr();
             parent = Arc::into_inner(link.node).and_then(|mut last| last.parent.take());
         }
+    }
+}
+
+impl CloseScope {
+    /// From now on closing this scope cancels `scope`: with the same reason, or with the cause's text. If it is over
+    /// already, `scope` is cancelled before this returns.
+    #[track_caller]
+    pub fn link(&self, scope: &CancelScope) {
+        let hook: Weak<Node> = Arc::downgrade(&scope.0);
+        self.on_close(hook);
     }
 }
 
@@ -318,9 +325,17 @@ impl ScopeGroup {
     /// Enters a scope, which leaves the group when the guard is dropped. It is cancelled from the start while a latched
     /// cancel is in force.
     pub fn scope(&self) -> ScopeGuard {
-        let root = self.0.state.lock().root.clone();
         self.0.active.fetch_add(1, Ordering::Relaxed);
-        ScopeGuard { scope: root.child(), group: self.0.clone() }
+        loop {
+            let state = self.0.state.lock();
+            let (root, latched) = (state.root.clone(), state.latched);
+            drop(state);
+            let scope = root.child();
+            // Born cancelled by a cancel that took this root away meanwhile, and did not count it: not what was running then.
+            if latched || !scope.is_cancelled() || scope.0.parent.is_some() {
+                return ScopeGuard { scope, group: self.0.clone() };
+            }
+        }
     }
 
     /// Cancels the scopes that are in the group now. Returns how many it cancelled: 0 if there were none, or if all had been
