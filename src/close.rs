@@ -12,7 +12,6 @@ use std::ops::DerefMut;
 use std::panic::Location;
 use std::time::Duration;
 
-use crate::cancel::CancelScope;
 use crate::error::{Failure, Reason, WaitError, display};
 use crate::sync::{Arc, AtomicBool, AtomicUsize, Mutex, Ordering, Weak};
 use crate::wait::{Waitable, Waiters, block_on, wait_until, wake_all};
@@ -183,13 +182,6 @@ impl CloseScope {
     /// `TimedOut`; `WouldBlock` on an event loop or inside an async worker.
     pub fn wait_blocking(&self, timeout: Option<Duration>) -> Result<CloseError, WaitError> {
         block_on(self.closed(), timeout)
-    }
-
-    /// From now on closing this scope cancels `scope`: with the same reason, or with the cause's text. If it is over
-    /// already, `scope` is cancelled before this returns.
-    #[track_caller]
-    pub fn link(&self, scope: &CancelScope) {
-        self.on_close(scope.as_close_hook());
     }
 
     /// Has `hook` called when it closes: at once, on this thread, if it is over already.

@@ -16,22 +16,25 @@
 //! 4. One shard lock at a time. Under it run the key's `Eq` (the documented exception to law 1; a panic there leaves the map
 //!    intact) and, in `pending`, its `Clone`; never its `Hash` or its drop. Values, wakers and causes move through and are dropped outside.
 
-use std::borrow::Borrow;
+mod handle;
+mod key;
+
 use std::collections::HashSet;
 use std::collections::hash_map::RandomState;
 use std::fmt;
-use std::future::Future;
-use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher};
+use std::hash::{BuildHasher, BuildHasherDefault, Hash};
 use std::panic::Location;
-use std::pin::Pin;
-use std::task::{Context, Poll, Waker};
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
+pub use handle::{ReplyHandle, RequestError, Waiter};
+use key::{ByKey, BySlot, Carried, Entry, find};
+
 use crate::close::{CloseError, CloseScope, OnClose};
-use crate::error::{Failure, WOULD_BLOCK, WaitError, display};
+use crate::error::Failure;
 use crate::slab::Slab;
 use crate::sync::{Arc, Mutex, Weak};
-use crate::wait::{WakeBatch, block_on, may_block, wake};
+use crate::wait::{WakeBatch, may_block, wake};
 
 /// The requests in flight of a connection or a service, and who waits for each.
 ///
@@ -93,42 +96,6 @@ struct Place {
     hash: u64,
     slot: u32,
     generation: u64,
-}
-
-/// A key in the map, with its hash (made once, outside the lock) and its slot.
-struct Entry<K> {
-    hash: u64,
-    slot: u32,
-    key: K,
-}
-
-/// How the map finds an entry: by key where the caller has one, or by slot, which needs neither `Hash` nor `Eq` of the key (so
-/// that handles and waiters have no bounds).
-trait Find<K> {
-    fn hash(&self) -> u64;
-    fn entry(&self) -> Option<&Entry<K>>;
-    fn is(&self, entry: &Entry<K>) -> bool;
-}
-
-struct ByKey<'a, K>(u64, &'a K);
-
-struct BySlot(u64, u32);
-
-/// How a request ended without a reply, or why it could not be made.
-#[derive(Clone, Debug)]
-pub enum RequestError {
-    /// It failed alone, or with all others in `fail_all`, or it could not be sent: with that cause.
-    Failed(Failure),
-    /// The registry is closed, with that cause.
-    Closed(Failure),
-    /// The reply handle was dropped without an answer.
-    Abandoned,
-    /// A request with that key is pending.
-    Duplicate,
-    /// No reply came in time. The entry is gone.
-    TimedOut,
-    /// Called on an event loop or inside an async worker. Nothing was registered or sent.
-    WouldBlock,
 }
 
 impl<K, V> Clone for RequestRegistry<K, V> {
@@ -477,253 +444,9 @@ where
     }
 }
 
-/// Carries the hash that an [`Entry`] was made with.
-#[derive(Default)]
-struct Carried(u64);
-
-impl Hasher for Carried {
-    fn write_u64(&mut self, hash: u64) {
-        self.0 = hash;
-    }
-    fn write(&mut self, _: &[u8]) {
-        unreachable!("an entry writes its hash only")
-    }
-    fn finish(&self) -> u64 {
-        self.0
-    }
-}
-
-fn find<'a, K>(by: &'a (dyn Find<K> + 'a)) -> &'a (dyn Find<K> + 'a) {
-    by
-}
-
-impl<K> Find<K> for Entry<K> {
-    fn hash(&self) -> u64 {
-        self.hash
-    }
-    fn entry(&self) -> Option<&Entry<K>> {
-        Some(self)
-    }
-    fn is(&self, entry: &Entry<K>) -> bool {
-        self.slot == entry.slot
-    }
-}
-
-impl<K: Eq> Find<K> for ByKey<'_, K> {
-    fn hash(&self) -> u64 {
-        self.0
-    }
-    fn entry(&self) -> Option<&Entry<K>> {
-        None
-    }
-    fn is(&self, entry: &Entry<K>) -> bool {
-        self.0 == entry.hash && *self.1 == entry.key
-    }
-}
-
-impl<K> Find<K> for BySlot {
-    fn hash(&self) -> u64 {
-        self.0
-    }
-    fn entry(&self) -> Option<&Entry<K>> {
-        None
-    }
-    fn is(&self, entry: &Entry<K>) -> bool {
-        self.1 == entry.slot
-    }
-}
-
-impl<'a, K: 'a> Borrow<dyn Find<K> + 'a> for Entry<K> {
-    fn borrow(&self) -> &(dyn Find<K> + 'a) {
-        self
-    }
-}
-
-impl<K> Hash for dyn Find<K> + '_ {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u64(Find::hash(self));
-    }
-}
-
-impl<K> PartialEq for dyn Find<K> + '_ {
-    fn eq(&self, other: &Self) -> bool {
-        match (self.entry(), other.entry()) {
-            (_, Some(entry)) => self.is(entry),
-            (Some(entry), None) => other.is(entry),
-            (None, None) => false,
-        }
-    }
-}
-
-impl<K> Eq for dyn Find<K> + '_ {}
-
-impl<K> Hash for Entry<K> {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u64(self.hash);
-    }
-}
-
-impl<K> PartialEq for Entry<K> {
-    fn eq(&self, other: &Self) -> bool {
-        self.slot == other.slot
-    }
-}
-
-impl<K> Eq for Entry<K> {}
-
-/// The right to answer one request, which travels with it. Dropped without an answer, it ends the request `Abandoned`.
-pub struct ReplyHandle<K, V> {
-    registry: Arc<Inner<K, V>>,
-    key: K,
-    place: Place,
-    answered: bool,
-}
-
-impl<K, V> ReplyHandle<K, V> {
-    /// The key of the request.
-    pub fn key(&self) -> &K {
-        &self.key
-    }
-
-    /// Answers the request.
-    ///
-    /// # Errors
-    /// The value comes back: nobody waits any more. A newer request with the same key is not touched.
-    pub fn resolve(mut self, value: V) -> Result<(), V> {
-        self.answered = true;
-        self.registry.finish(self.place, Ok(value)).map_err(|outcome| match outcome {
-            Ok(value) => value,
-            Err(_) => unreachable!("what comes back is what was given"),
-        })
-    }
-
-    /// Fails the request. `false`: nobody waits any more.
-    pub fn fail(mut self, cause: impl Into<Failure>) -> bool {
-        self.answered = true;
-        self.registry.finish(self.place, Err(RequestError::Failed(cause.into()))).is_ok()
-    }
-
-    /// Whether somebody still waits for the answer.
-    pub fn is_wanted(&self) -> bool {
-        let shard = self.registry.shard(self.place.hash).lock();
-        shard.is_own(self.place) && shard.is_pending(self.place.slot)
-    }
-}
-
-impl<K, V> Drop for ReplyHandle<K, V> {
-    fn drop(&mut self) {
-        if !self.answered {
-            let _too_late = self.registry.finish(self.place, Err(RequestError::Abandoned));
-        }
-    }
-}
-
-/// Waits for the outcome of one request: await it, or block on it. Dropping it takes the request back.
-#[must_use = "the request ends when its waiter is dropped"]
-pub struct Waiter<K, V> {
-    registry: Arc<Inner<K, V>>,
-    key: K,
-    place: Place,
-    done: bool,
-}
-
-impl<K, V> Waiter<K, V> {
-    /// The key of the request.
-    pub fn key(&self) -> &K {
-        &self.key
-    }
-
-    /// Blocks this thread until the request ends, for at most `timeout` (None: for ever). The entry is gone afterwards.
-    ///
-    /// # Errors
-    /// How the request ended; `TimedOut`; `WouldBlock` on an event loop or inside an async worker.
-    pub fn wait_blocking(self, timeout: Option<Duration>) -> Result<V, RequestError> {
-        block_on(self, timeout).unwrap_or_else(|blocked| {
-            Err(match blocked {
-                WaitError::TimedOut => RequestError::TimedOut,
-                WaitError::WouldBlock => RequestError::WouldBlock,
-            })
-        })
-    }
-}
-
-/// The key is never pinned.
-impl<K, V> Unpin for Waiter<K, V> {}
-
-impl<K, V> Future for Waiter<K, V> {
-    type Output = Result<V, RequestError>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.get_mut();
-        assert!(!this.done, "polled after its end");
-        let mut waker = None;
-        loop {
-            let mut shard = this.registry.shard(this.place.hash).lock();
-            let State::Pending(parked) = &mut shard.slots[this.place.slot].state else {
-                let (state, entry) = shard.free(this.place);
-                this.done = true; // whatever the drop of the key does
-                drop(shard);
-                drop(entry);
-                let State::Done(outcome) = state else { unreachable!("just seen") };
-                return Poll::Ready(outcome);
-            };
-            if parked.as_ref().is_some_and(|parked| parked.will_wake(cx.waker())) {
-                return Poll::Pending;
-            }
-            if let Some(waker) = waker.take() {
-                let replaced = parked.replace(waker);
-                drop(shard);
-                drop(replaced);
-                return Poll::Pending;
-            }
-            drop(shard);
-            waker = Some(cx.waker().clone());
-        }
-    }
-}
-
-impl<K, V> Drop for Waiter<K, V> {
-    fn drop(&mut self) {
-        if !self.done {
-            let left = self.registry.shard(self.place.hash).lock().free(self.place);
-            drop(left);
-        }
-    }
-}
-
-impl RequestError {
-    /// This as a failure: the shared cause itself, where there is one. (`?` and `into` would wrap it in a new one.)
-    pub fn into_failure(self) -> Failure {
-        match self {
-            RequestError::Failed(cause) | RequestError::Closed(cause) => cause,
-            other => other.into(),
-        }
-    }
-}
-
-display!(RequestError {
-    RequestError::Failed(cause) | RequestError::Closed(cause) => "{cause}" from cause.source(),
-    RequestError::Abandoned => "the request was dropped without an answer",
-    RequestError::Duplicate => "a request with that key is pending",
-    RequestError::TimedOut => "timed out waiting for the reply",
-    RequestError::WouldBlock => "{WOULD_BLOCK}",
-});
-
 impl<K, V> fmt::Debug for RequestRegistry<K, V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let pending: usize = self.0.shards.iter().map(|shard| shard.lock().pending).sum();
         f.debug_struct("RequestRegistry").field("pending", &pending).finish()
-    }
-}
-
-impl<K, V> fmt::Debug for ReplyHandle<K, V> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ReplyHandle").field("wanted", &self.is_wanted()).finish_non_exhaustive()
-    }
-}
-
-impl<K, V> fmt::Debug for Waiter<K, V> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Waiter").field("done", &self.done).finish_non_exhaustive()
     }
 }

@@ -27,8 +27,9 @@ use std::time::{Duration, Instant};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::task::coop::consume_budget;
 
+use super::child::{Report, TaskOutcome};
 use super::oneshot::Oneshot;
-use super::task::{GroupError, Report, TaskGroup, TaskOutcome};
+use super::task_group::{GroupError, TaskGroup};
 use crate::cancel::CancelScope;
 use crate::channel::{Receiver, Sender, channel};
 use crate::close::{CloseError, CloseScope};

@@ -1,9 +1,11 @@
 //! Band 3: what needs tokio. Tasks ([`TaskGroup`]), deadlines ([`fail_after`]), a thread that owns a loop
 //! ([`LoopServiceThread`]); and the two questions that band 1 asks of tokio.
 
+mod child;
 mod loop_thread;
 mod oneshot;
 mod task;
+mod task_group;
 mod time;
 
 use std::task::{Context, Poll, Waker, ready};
@@ -12,8 +14,10 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::task::coop::{RestoreOnPending, poll_proceed};
 
+pub use child::TaskOutcome;
 pub use loop_thread::{CallError, LoopContext, LoopHandle, LoopServiceThread, Submitted};
-pub use task::{GroupError, ShutdownReport, StartError, Task, TaskGroup, TaskOutcome, TaskStatus, task_group};
+pub use task::{StartError, Task, TaskStatus};
+pub use task_group::{GroupError, ShutdownReport, TaskGroup, task_group};
 pub use time::{TimedOut, fail_after, move_on_after, sleep};
 
 use crate::error::Reason;
