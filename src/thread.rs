@@ -143,7 +143,8 @@ pub trait Service: sealed::Sealed + Send + Sync {
     }
 
     /// Blocks this thread until the service is done and its thread is gone, for at most `timeout` (None: for ever). A service
-    /// that was never started is done. Does not ask it to stop.
+    /// that was never started is done. Does not ask it to stop. (The destructors of the thread's own thread-locals run after
+    /// the service is done, and are waited for without a limit: the system offers no other way.)
     ///
     /// # Errors
     /// How it ended, unless it ended in order; `TimedOut`; `WouldBlock`.

@@ -203,6 +203,8 @@ impl TaskGroup {
 
     /// Starts a child and waits until it says [`started`](TaskStatus::started): returns the value it said it with.
     ///
+    /// The child must hold on to its status (`async move`, or an `async fn`): one that is dropped unused ends the start.
+    ///
     /// # Errors
     /// The child did not become ready, and why. This caller hears of it and the group does not.
     ///

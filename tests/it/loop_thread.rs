@@ -604,13 +604,16 @@ fn a_stop_cancels_the_main_future_and_the_tasks_with_its_reason() {
 
 #[test]
 fn an_error_of_a_task_while_it_is_stopped_is_not_swallowed() {
+    let (release, wait) = tokio::sync::oneshot::channel::<()>();
     let service = begun("goodbye", |cx| async move {
         cx.started();
-        let stopped = cx.scope().closed();
-        shield(stopped).await;
+        let _released = shield(wait).await;
         Err(Failure::msg("the flush failed"))
     });
+    let task: Submitted<()> = service.handle().submit(pending());
     service.stop("bye".into());
+    assert_eq!(closed(task.wait_blocking(Some(LONG))), "bye", "the loop has begun to end");
+    release.send(()).unwrap();
     assert_eq!(failure(service.join(Some(LONG))).to_string(), "the flush failed");
 }
 
@@ -639,8 +642,10 @@ fn tasks_that_ignore_the_stop_are_aborted_at_the_end_of_the_grace() {
             cx.task_group().start_soon("child", shield(pending()));
             cx.started();
             shield(async {
-                while ticks {
-                    sleep(SOON / 8).await
+                if ticks {
+                    loop {
+                        sleep(SOON / 8).await;
+                    }
                 }
             })
             .await;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use microio::{CancelScope, Failure, Service, ServiceError, ServiceGroup, ServiceState, ServiceThread};
 
-use crate::support::{LONG, meddler, poll_with, run_threads};
+use crate::support::{LONG, meddler, poll_with};
 
 const SOON: Duration = Duration::from_millis(40);
 
@@ -254,6 +254,7 @@ fn a_group_that_is_dropped_asks_its_services_to_stop() {
 #[cfg(feature = "tokio")]
 mod asynchronous {
     use super::*;
+    use crate::support::run_threads;
     use microio::fail_after;
 
     #[test]

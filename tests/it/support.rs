@@ -100,6 +100,7 @@ pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
 pub(crate) const LONG: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// As [`block_on`]; what hangs fails. For tests without other threads: with them the paused clock would run ahead.
+#[cfg(feature = "tokio")]
 pub(crate) fn run<F: Future>(future: F) -> F::Output {
     let day = std::time::Duration::from_secs(24 * 3600);
     block_on(async { tokio::time::timeout(day, future).await.expect("hangs") })

@@ -229,7 +229,7 @@ fn a_panic_of_the_body_goes_on_with_its_payload_after_the_children_are_joined() 
                 tg.start_soon("cleans-up", async move {
                     let _guard = guard;
                     shield(sleep(S)).await;
-                    Ok(())
+                    pending().await
                 });
                 yield_now().await;
                 panic_any(4711_u32);
@@ -1065,7 +1065,8 @@ fn a_child_that_is_woken_again_and_again_stops_at_its_next_pending() {
                 Poll::Pending
             }),
         );
-        (yield_now().await, yield_now().await);
+        yield_now().await;
+        yield_now().await;
         group.cancel("stop");
         group.join().await.unwrap();
     });

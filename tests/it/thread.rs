@@ -314,8 +314,10 @@ fn all_who_join_return_at_once_or_late() {
     }
 }
 
+type LastBreath = OnDrop<Box<dyn FnMut()>>;
+
 thread_local! {
-    static LAST_BREATH: RefCell<Option<OnDrop<Box<dyn FnMut()>>>> = const { RefCell::new(None) };
+    static LAST_BREATH: RefCell<Option<LastBreath>> = const { RefCell::new(None) };
 }
 
 #[test]
