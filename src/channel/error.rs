@@ -28,7 +28,7 @@ pub enum LateSend {
     Drop,
 }
 
-/// Why [`Sender::try_send`] did not send. It has the item.
+/// Why [`Sender::try_send`](crate::Sender::try_send) did not send. It has the item.
 pub enum TrySendError<T> {
     /// The channel is bounded and full.
     Full(T),
@@ -36,7 +36,7 @@ pub enum TrySendError<T> {
     Closed(T),
 }
 
-/// Why [`Sender::send_blocking`] did not send. It has the item.
+/// Why [`Sender::send_blocking`](crate::Sender::send_blocking) did not send. It has the item.
 pub enum SendBlockingError<T> {
     /// No place came free in time.
     TimedOut(T),
