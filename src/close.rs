@@ -19,7 +19,7 @@ use crate::wait::{Waitable, Waiters, block_on, wait_until, wake_all};
 /// The durable end of a service: open, then closed with a [`Reason`] or failed with a [`Failure`], once and for good.
 ///
 /// It says *that* a service is over and why; it stops nothing by itself ([`link`](CloseScope::link) makes it cancel a
-/// [`CancelScope`]). Clones are the same scope. Every method may be called from any thread.
+/// [`CancelScope`](crate::CancelScope)). Clones are the same scope. Every method may be called from any thread.
 ///
 /// ```
 /// use microio::{CloseScope, Failure};
