@@ -209,6 +209,9 @@ pin_project! {
                 drop(state);
                 drop(parked);
             }
+            if let Some(shields) = &this.frame.shields {
+                shields.unpark(); // one may live on elsewhere: it must not keep our waker
+            }
         }
     }
 }
@@ -280,15 +283,6 @@ impl<F: Future> Future for Scoped<F> {
 impl Frame {
     fn scope(&mut self) -> &CancelScope {
         self.scope.get_or_insert_with(CancelScope::new)
-    }
-}
-
-impl Drop for Frame {
-    /// A shield may live on elsewhere: it must not keep our waker.
-    fn drop(&mut self) {
-        if let Some(shields) = &self.shields {
-            shields.unpark();
-        }
     }
 }
 
