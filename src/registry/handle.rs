@@ -138,7 +138,7 @@ pub enum RequestError {
     Failed(Failure),
     /// The registry is closed, with that cause.
     Closed(Failure),
-    /// The reply handle was dropped without an answer.
+    /// Nobody is left who could answer: the reply handle was dropped, or the last handle of the registry.
     Abandoned,
     /// A request with that key is pending.
     Duplicate,

@@ -1,6 +1,6 @@
 //! Requests that wait for their reply: [`RequestRegistry`], answered by key or by a handle that travels along.
 //!
-//! | slot | `resolve`, `fail` | reply handle dropped | waiter polled | waiter dropped |
+//! | slot | `resolve`, `fail` | reply handle dropped, or (without one) the registry | waiter polled | waiter dropped |
 //! |---|---|---|---|---|
 //! | pending | done | done: `Abandoned` | parks | free |
 //! | done | `Err(value)`, `false` | | takes the outcome, free | free, the outcome is dropped |
@@ -57,7 +57,10 @@ use crate::wait::{WakeBatch, may_block, wake};
 /// requests.close(Failure::msg("connection reset"));
 /// assert_eq!(requests.register(2).unwrap_err().to_string(), "connection reset");
 /// ```
-pub struct RequestRegistry<K, V>(Arc<Inner<K, V>>);
+pub struct RequestRegistry<K, V>(Arc<Owner<K, V>>);
+
+/// What the handles of a registry share. Waiters and reply handles do not hold it: when it is dropped, nobody can resolve by key.
+struct Owner<K, V>(Arc<Inner<K, V>>);
 
 /// Enough that two threads seldom meet; a power of two.
 const SHARDS: usize = if cfg!(loom) { 1 } else { 16 };
@@ -81,6 +84,8 @@ struct Slot<V> {
     generation: u64,
     /// The map has an entry for it.
     mapped: bool,
+    /// A reply handle can answer it.
+    by_handle: bool,
     since: Instant,
     state: State<V>,
 }
@@ -110,7 +115,15 @@ impl<K, V> Default for RequestRegistry<K, V> {
             let (keys, slots) = (HashSet::default(), Slab::default());
             Mutex::new(Shard { keys, slots, pending: 0, next_generation: 0, closed: None })
         };
-        RequestRegistry(Arc::new(Inner { hasher: RandomState::new(), shards: std::array::from_fn(shard) }))
+        let inner = Inner { hasher: RandomState::new(), shards: std::array::from_fn(shard) };
+        RequestRegistry(Arc::new(Owner(Arc::new(inner))))
+    }
+}
+
+impl<K, V> Drop for Owner<K, V> {
+    /// Who waits for a reply by key would wait in vain.
+    fn drop(&mut self) {
+        self.0.sweep(&RequestError::Abandoned, |slot| !slot.by_handle);
     }
 }
 
@@ -127,9 +140,13 @@ impl<K: Eq + Hash + Clone, V> RequestRegistry<K, V> {
         V: Send + 'static,
     {
         let registry = Self::new();
-        let hook: Weak<Inner<K, V>> = Arc::downgrade(&registry.0);
+        let hook: Weak<Inner<K, V>> = Arc::downgrade(&registry.0.0);
         scope.on_close(hook);
         registry
+    }
+
+    fn inner(&self) -> &Arc<Inner<K, V>> {
+        &self.0.0
     }
 
     /// Registers a request that is answered by its key. To be called before the request is sent.
@@ -137,8 +154,8 @@ impl<K: Eq + Hash + Clone, V> RequestRegistry<K, V> {
     /// # Errors
     /// `Duplicate`, `Closed`.
     pub fn register(&self, key: K) -> Result<Waiter<K, V>, RequestError> {
-        let place = self.0.insert(&key)?;
-        Ok(Waiter { registry: self.0.clone(), key, place, done: false })
+        let place = self.inner().insert(&key, false)?;
+        Ok(Waiter { registry: self.inner().clone(), key, place, done: false })
     }
 
     /// Registers a request that is answered by the handle, which is sent along; the key answers too.
@@ -148,9 +165,9 @@ impl<K: Eq + Hash + Clone, V> RequestRegistry<K, V> {
     #[allow(clippy::type_complexity)]
     pub fn reply(&self, key: K) -> Result<(ReplyHandle<K, V>, Waiter<K, V>), RequestError> {
         let handle_key = key.clone();
-        let place = self.0.insert(&key)?;
-        let handle = ReplyHandle { registry: self.0.clone(), key: handle_key, place, answered: false };
-        Ok((handle, Waiter { registry: self.0.clone(), key, place, done: false }))
+        let place = self.inner().insert(&key, true)?;
+        let handle = ReplyHandle { registry: self.inner().clone(), key: handle_key, place, answered: false };
+        Ok((handle, Waiter { registry: self.inner().clone(), key, place, done: false }))
     }
 
     /// Answers the request with that key. `Ok` means that its waiter gets the value, if it still looks.
@@ -158,7 +175,7 @@ impl<K: Eq + Hash + Clone, V> RequestRegistry<K, V> {
     /// # Errors
     /// The value comes back: there is no such request, or no longer.
     pub fn resolve(&self, key: &K, value: V) -> Result<(), V> {
-        self.0.finish_key(key, Ok(value)).map_err(|outcome| match outcome {
+        self.inner().finish_key(key, Ok(value)).map_err(|outcome| match outcome {
             Ok(value) => value,
             Err(_) => unreachable!("what comes back is what was given"),
         })
@@ -166,23 +183,23 @@ impl<K: Eq + Hash + Clone, V> RequestRegistry<K, V> {
 
     /// Fails the request with that key. `false`: there is no such request, or no longer.
     pub fn fail(&self, key: &K, cause: impl Into<Failure>) -> bool {
-        self.0.finish_key(key, Err(RequestError::Failed(cause.into()))).is_ok()
+        self.inner().finish_key(key, Err(RequestError::Failed(cause.into()))).is_ok()
     }
 
     /// Fails all requests that are pending now, with one shared cause; the registry stays usable. Returns how many.
     pub fn fail_all(&self, cause: impl Into<Failure>) -> usize {
-        self.0.sweep(&RequestError::Failed(cause.into()))
+        self.inner().sweep(&RequestError::Failed(cause.into()), |_| true)
     }
 
     /// Closes the registry for good: all pending requests end `Closed` with that cause, and later ones are refused with it at
     /// once. Returns how many were pending; a later close changes nothing and returns 0.
     pub fn close(&self, cause: impl Into<Failure>) -> usize {
-        self.0.close(cause.into())
+        self.inner().close(cause.into())
     }
 
     /// How many requests are pending.
     pub fn len(&self) -> usize {
-        self.0.shards.iter().map(|shard| shard.lock().pending).sum()
+        self.inner().shards.iter().map(|shard| shard.lock().pending).sum()
     }
 
     /// Whether none is.
@@ -192,8 +209,8 @@ impl<K: Eq + Hash + Clone, V> RequestRegistry<K, V> {
 
     /// Whether a request with that key is pending.
     pub fn contains(&self, key: &K) -> bool {
-        let hash = self.0.hasher.hash_one(key);
-        let shard = self.0.shard(hash).lock();
+        let hash = self.inner().hasher.hash_one(key);
+        let shard = self.inner().shard(hash).lock();
         shard.keys.get(find(&ByKey(hash, key))).is_some_and(|entry| shard.is_pending(entry.slot))
     }
 
@@ -201,7 +218,7 @@ impl<K: Eq + Hash + Clone, V> RequestRegistry<K, V> {
     pub fn pending(&self) -> Vec<(K, Duration)> {
         let now = Instant::now();
         let mut pending = Vec::new();
-        for shard in &self.0.shards {
+        for shard in &self.inner().shards {
             let shard = shard.lock();
             let entries = shard.keys.iter().filter(|entry| shard.is_pending(entry.slot));
             let aged =
@@ -305,7 +322,7 @@ impl<K, V> Inner<K, V> {
 
     /// Fails what is pending now. Requests that are made during the sweep, by those whom it wakes too, are not hit: their
     /// generations are above the limits.
-    fn sweep(&self, error: &RequestError) -> usize {
+    fn sweep(&self, error: &RequestError, hit: impl Fn(&Slot<V>) -> bool) -> usize {
         let limits: [_; SHARDS] = std::array::from_fn(|shard| {
             let mut state = self.shards[shard].lock();
             let (limit, keys) = (state.next_generation, std::mem::take(&mut state.keys));
@@ -314,10 +331,10 @@ impl<K, V> Inner<K, V> {
             limit
         });
         let shards = self.shards.iter().zip(limits);
-        shards.map(|(shard, limit)| Self::sweep_shard(shard, limit, error)).sum()
+        shards.map(|(shard, limit)| Self::sweep_shard(shard, error, |slot| slot.generation < limit && hit(slot))).sum()
     }
 
-    fn sweep_shard(shard: &Mutex<Shard<K, V>>, limit: u64, error: &RequestError) -> usize {
+    fn sweep_shard(shard: &Mutex<Shard<K, V>>, error: &RequestError, hit: impl Fn(&Slot<V>) -> bool) -> usize {
         const AT_A_TIME: u32 = 256;
         let (mut failed, mut slot) = (0, 0);
         loop {
@@ -325,7 +342,7 @@ impl<K, V> Inner<K, V> {
             let mut state = shard.lock();
             let end = state.slots.end().min(slot + AT_A_TIME);
             while slot < end && !batch.is_full() {
-                if state.slots.get(slot).is_some_and(|slot| slot.generation < limit) && state.is_pending(slot) {
+                if state.slots.get(slot).is_some_and(&hit) && state.is_pending(slot) {
                     failed += 1;
                     state.finish(slot, Err(error.clone())).into_iter().for_each(|waker| batch.push(waker));
                 }
@@ -351,12 +368,12 @@ impl<K, V> Inner<K, V> {
             }
             shard.closed = Some(cause.clone());
         }
-        self.sweep(&error)
+        self.sweep(&error, |_| true)
     }
 }
 
 impl<K: Eq + Hash + Clone, V> Inner<K, V> {
-    fn insert(&self, key: &K) -> Result<Place, RequestError> {
+    fn insert(&self, key: &K, by_handle: bool) -> Result<Place, RequestError> {
         let hash = self.hasher.hash_one(key);
         let mut entry = Entry { hash, slot: 0, key: key.clone() };
         let since = Instant::now();
@@ -377,7 +394,8 @@ impl<K: Eq + Hash + Clone, V> Inner<K, V> {
         let generation = shard.next_generation;
         shard.next_generation += 1;
         shard.pending += 1;
-        entry.slot = shard.slots.insert(Slot { generation, mapped: true, since, state: State::Pending(None) });
+        entry.slot =
+            shard.slots.insert(Slot { generation, mapped: true, by_handle, since, state: State::Pending(None) });
         let place = Place { hash, slot: entry.slot, generation };
         shard.keys.insert(entry);
         drop(shard);
@@ -446,7 +464,7 @@ where
 
 impl<K, V> fmt::Debug for RequestRegistry<K, V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let pending: usize = self.0.shards.iter().map(|shard| shard.lock().pending).sum();
+        let pending: usize = self.0.0.shards.iter().map(|shard| shard.lock().pending).sum();
         f.debug_struct("RequestRegistry").field("pending", &pending).finish()
     }
 }

@@ -728,3 +728,17 @@ fn it_behaves_like_a_map_under_random_use() {
         }
     }
 }
+
+/// Nobody can resolve by key any more; a reply handle still can, and a bound scope still ends what is left.
+#[test]
+fn the_last_handle_of_a_registry_abandons_who_waits_by_key() {
+    let requests = RequestRegistry::<u8, u8>::new();
+    let by_key = requests.register(1).unwrap();
+    let (handle, by_handle) = requests.reply(2).unwrap();
+    drop(requests.clone());
+    assert!(handle.is_wanted(), "a clone is not the last");
+    drop(requests);
+    assert!(matches!(by_key.wait_blocking(None), Err(RequestError::Abandoned)));
+    assert_eq!(handle.resolve(7), Ok(()));
+    assert_eq!(by_handle.wait_blocking(None).unwrap(), 7);
+}
