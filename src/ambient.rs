@@ -73,14 +73,19 @@ struct Popper;
 
 impl Drop for Popper {
     fn drop(&mut self) {
-        let entry = STACK.with(|stack| stack.borrow_mut().pop());
+        let entry = STACK.try_with(|stack| stack.borrow_mut().pop());
         drop(entry);
     }
 }
 
-/// Runs `f` with `entry` on the stack, and hands the entry back. If `f` panics, the entry is dropped.
+/// Runs `f` with `entry` on the stack, and hands the entry back. If `f` panics, the entry is dropped. A thread whose
+/// thread-locals are being destroyed has no stack any more: there `f` runs as it would outside of all scopes.
 pub fn enter<R>(entry: Entry, f: impl FnOnce() -> R) -> (R, Entry) {
-    STACK.with(|stack| stack.borrow_mut().push(entry));
+    let mut entry = Some(entry);
+    let _no_stack = STACK.try_with(|stack| stack.borrow_mut().extend(entry.take()));
+    if let Some(entry) = entry {
+        return (f(), entry);
+    }
     let popper = Popper;
     let output = f();
     std::mem::forget(popper);
@@ -88,22 +93,26 @@ pub fn enter<R>(entry: Entry, f: impl FnOnce() -> R) -> (R, Entry) {
     (output, entry.expect("pushed above, and whoever pushes pops"))
 }
 
-/// The scopes that the running code is in, from the innermost out to the nearest shield.
-fn around() -> Vec<CancelScope> {
-    STACK.with(|stack| {
+/// The scopes that the running code is in, from the innermost out to the nearest shield, at most `max`.
+fn around(max: usize) -> Vec<CancelScope> {
+    let around = STACK.try_with(|stack| {
         let mut stack = stack.borrow_mut();
-        let entries = stack.iter_mut().rev().map_while(|entry| match entry {
+        let entries = stack.iter_mut().rev().take(max).map_while(|entry| match entry {
             Entry::Frame(frame) => Some(frame.scope().clone()),
             Entry::Child(host, _) => Some(host.scope().clone()),
             Entry::Shield => None,
         });
         entries.collect()
-    })
+    });
+    around.unwrap_or_default()
 }
 
 /// The first that `find` finds in the entries that concern the running code, from the innermost out to the nearest shield.
 fn find<T>(find: impl FnMut(&Entry) -> Option<T>) -> Option<T> {
-    STACK.with(|stack| stack.borrow().iter().rev().take_while(|entry| !matches!(entry, Entry::Shield)).find_map(find))
+    let found = STACK.try_with(|stack| {
+        stack.borrow().iter().rev().take_while(|entry| !matches!(entry, Entry::Shield)).find_map(find)
+    });
+    found.ok().flatten()
 }
 
 impl Entry {
@@ -128,7 +137,7 @@ impl Entry {
 /// # });
 /// ```
 pub fn current_cancel_scope() -> Option<CancelScope> {
-    around().into_iter().next()
+    around(1).pop()
 }
 
 /// Whether one of the scopes that the running code is in has been cancelled: for loops that compute and never await.
@@ -373,7 +382,7 @@ impl Held {
     /// Holds off every scope that the running code is in.
     fn all() -> Vec<Held> {
         let (mut held, mut children) = (Vec::new(), Vec::new());
-        STACK.with(|stack| {
+        let _no_stack = STACK.try_with(|stack| {
             for entry in stack.borrow_mut().iter_mut() {
                 match entry {
                     Entry::Frame(frame) => held.push(Held::new(frame.shields.get_or_insert_default().clone())),
@@ -412,7 +421,7 @@ impl<F: Future> Future for Shield<F> {
 /// with the reason of the first scope around that is. How a task group hears of a cancel from outside and still joins its
 /// children. The output says whether that happened; then the caller is due to be dropped at its next Pending.
 pub async fn relay<F: Future>(scope: &CancelScope, body: F) -> (F::Output, bool) {
-    let mut around: Vec<_> = around().iter().map(|scope| Box::pin(scope.cancelled())).collect();
+    let mut around: Vec<_> = around(usize::MAX).iter().map(|scope| Box::pin(scope.cancelled())).collect();
     let mut relayed = false;
     let mut body = std::pin::pin!(shield(body));
     let output = poll_fn(|cx| {

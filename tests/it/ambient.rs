@@ -11,7 +11,7 @@ use std::thread;
 
 use microio::{CancelScope, Cancelled, Failure, checkpoint, checkpoint_if_cancelled, current_cancel_scope, shield};
 
-use crate::support::{Abreast, Hand, meddler, poll_with, ready};
+use crate::support::{Abreast, Hand, meddler, poll_once, poll_with, ready};
 
 /// A body that is never done, and counts how often it is polled.
 fn counted(polls: &Cell<usize>) -> impl Future<Output = ()> {
@@ -587,4 +587,27 @@ fn a_single_checkpoint_does_not_yield() {
         .await;
         assert_eq!(polls, 1);
     });
+}
+
+/// A thread-local's destructor may run when the stack of scopes is gone: that is outside of all scopes, and no panic.
+#[test]
+fn scopes_work_in_the_destructor_of_a_thread_local() {
+    struct Last(std::sync::mpsc::Sender<bool>);
+    impl Drop for Last {
+        fn drop(&mut self) {
+            let scope = CancelScope::new();
+            let ran = poll_once(&mut Box::pin(scope.run(shield(async { 7 }))));
+            let outside = checkpoint_if_cancelled().is_ok() && current_cancel_scope().is_none();
+            self.0.send(outside && matches!(ran, Poll::Ready(Ok(7)))).unwrap();
+        }
+    }
+    thread_local!(static LAST: RefCell<Option<Last>> = const { RefCell::new(None) });
+    let (tx, rx) = std::sync::mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        LAST.set(Some(Last(tx))); // before the stack is first used, so destroyed after it
+        assert!(current_cancel_scope().is_none());
+        drop(poll_once(&mut Box::pin(CancelScope::new().run(async {}))));
+    });
+    thread.join().unwrap();
+    assert!(rx.recv().unwrap());
 }
