@@ -36,7 +36,8 @@ pub struct ServiceGroup {
 pub struct StartAllError {
     /// Which service, and why.
     pub failed: ServiceError,
-    /// The services that had been started and were stopped again, in the order of stopping.
+    /// The services that had been started and were asked to stop again, in that order. They have ended as well, as far as the
+    /// time allowed.
     pub stopped: Vec<Name>,
 }
 

@@ -273,7 +273,8 @@ impl ServiceThread {
         self.0.0.ready().await
     }
 
-    /// Waits until the service is done. One that was never started is done.
+    /// Waits until the service is done. One that was never started is done. (Its thread has nothing left to do but to go; only
+    /// the blocking [`join`](Service::join) sees it gone.)
     ///
     /// # Errors
     /// How it ended, unless it ended in order.

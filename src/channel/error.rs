@@ -47,6 +47,7 @@ pub enum SendBlockingError<T> {
 }
 
 /// The channel is closed or failed, or its receiver is gone. Here is the item.
+#[doc(alias = "ClosedResourceError")]
 pub struct SendError<T>(pub T);
 
 /// Why there is no item, and will be none.

@@ -58,6 +58,7 @@ impl<T> Receiver<T> {
     ///
     /// # Errors
     /// There is none now, or the channel has ended and everything was received.
+    #[doc(alias = "receive_nowait")]
     pub fn try_recv(&mut self) -> Result<T, TryRecvError> {
         let item = self.pop()?;
         self.count(1);

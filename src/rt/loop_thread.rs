@@ -542,7 +542,9 @@ impl<T> Submitted<T> {
     /// Cancels the future. `true` for the call that did.
     #[track_caller]
     pub fn cancel(&self, why: impl Into<Reason>) -> bool {
-        self.0.scope.cancel_with(Cancelled { reason: why.into(), at: Location::caller() }).is_some()
+        // A future that has ended is not cancelled any more.
+        self.0.reply.is_open()
+            && self.0.scope.cancel_with(Cancelled { reason: why.into(), at: Location::caller() }).is_some()
     }
 }
 

@@ -11,7 +11,7 @@ use super::child::{Report, TaskOutcome};
 use super::oneshot::Oneshot;
 use crate::cancel::CancelScope;
 use crate::error::{Cancelled, Failure, Reason, display};
-use crate::sync::Arc;
+use crate::sync::{Arc, AtomicBool, Ordering};
 
 /// A child that can be cancelled alone: it fails with the `Cancelled` of its own scope, which its report knows.
 pub(super) async fn in_scope<T>(
@@ -34,7 +34,9 @@ impl<T> Task<T> {
     /// Cancels this task alone. `true` for the call that did.
     #[track_caller]
     pub fn cancel(&self, why: impl Into<Reason>) -> bool {
-        self.0.scope.cancel_with(Cancelled { reason: why.into(), at: Location::caller() }).is_some()
+        // A task that has ended is not cancelled any more.
+        self.0.outcome.is_open()
+            && self.0.scope.cancel_with(Cancelled { reason: why.into(), at: Location::caller() }).is_some()
     }
 }
 
@@ -64,12 +66,15 @@ impl<T> Report<T> for Arc<TaskCell<T>> {
     }
 }
 
-/// How a child says that it is ready. Dropped before, it ends the child: [`StartError::ExitedBeforeReady`].
+/// How a child says that it is ready. A child that drops it unused, and goes on, is ended: [`StartError::ExitedBeforeReady`].
 pub struct TaskStatus<V>(pub(super) Option<Arc<StartCell<V>>>);
 
 pub(super) struct StartCell<V> {
     pub(super) scope: CancelScope,
     pub(super) ready: Oneshot<Result<V, StartError>>,
+    /// The child's future has been made. A status that went before was not the running child's to drop: the closure did not take
+    /// it along. Then the child's own end tells what became of it.
+    pub(super) begun: AtomicBool,
 }
 
 /// A `start` in progress: dropped, it takes the child along.
@@ -87,7 +92,7 @@ impl<V> TaskStatus<V> {
 impl<V> Drop for TaskStatus<V> {
     fn drop(&mut self) {
         // The child may be about to return an error, which is the better answer: so its scope ends it, at its next await.
-        if let Some(cell) = self.0.take() {
+        if let Some(cell) = self.0.take().filter(|cell| cell.begun.load(Ordering::Acquire)) {
             cell.scope.cancel("it dropped its TaskStatus without started()");
         }
     }

@@ -18,10 +18,10 @@ use super::task::{StartCell, StartError, Starting, Task, TaskCell, TaskStatus, i
 use super::time::move_on_after;
 use crate::ambient::checkpoint;
 use crate::cancel::CancelScope;
-use crate::error::{Cancelled, Failure, Name, Reason};
+use crate::error::{Cancelled, Failure, Name, Reason, catch};
 use crate::host::relay;
 use crate::log::log;
-use crate::sync::Arc;
+use crate::sync::{Arc, AtomicBool, Ordering};
 
 /// Tasks that belong together: they are started, cancelled and joined as one, and none is forgotten.
 ///
@@ -35,12 +35,14 @@ pub struct TaskGroup(Arc<Owner>);
 struct Owner(Arc<Group>);
 
 /// How long a shutdown waits after its abort for the aborted to be gone. What is not gone then is stuck.
-const SETTLE: Duration = Duration::from_millis(100);
+const SETTLE: Duration = Duration::from_millis(50);
 
 /// What went wrong in a group. Its `source` is that of the first failure; `failures` has them all.
 #[derive(Debug)]
 pub struct GroupError {
-    /// All failures, in the order in which they happened, with the names of the children (the body's is `body`).
+    /// All failures, in the order in which they happened, with the names of the children (the body's is `body`). A child that
+    /// was cancelled before it came to fail has not failed: of two that would fail in the same instant on one loop, the first
+    /// cancels the second.
     pub failures: Vec<(Name, Failure)>,
     /// Some if the body was cut off by a cancel.
     pub cancelled: Option<Cancelled>,
@@ -158,6 +160,7 @@ impl TaskGroup {
     }
 
     /// The scope that the children run in. Cancelling it is [`cancel`](TaskGroup::cancel).
+    #[doc(alias = "cancel_scope")]
     pub fn scope(&self) -> &CancelScope {
         &self.group().scope
     }
@@ -203,13 +206,8 @@ impl TaskGroup {
 
     /// Starts a child and waits until it says [`started`](TaskStatus::started): returns the value it said it with.
     ///
-    /// The child must hold on to its status (`async move`, or an `async fn`): one that is dropped unused ends the start.
-    ///
     /// # Errors
     /// The child did not become ready, and why. This caller hears of it and the group does not.
-    ///
-    /// # Panics
-    /// If the call of `child` does.
     ///
     /// # Cancel safety
     /// Dropping the future cancels that child, and only that.
@@ -234,9 +232,13 @@ impl TaskGroup {
         S: FnOnce(TaskStatus<V>) -> F,
         F: Future<Output = Result<(), Failure>> + Send + 'static,
     {
-        let cell = Arc::new(StartCell { scope: CancelScope::new(), ready: Oneshot::new() });
+        let (scope, ready, begun) = (CancelScope::new(), Oneshot::new(), AtomicBool::new(false));
+        let cell = Arc::new(StartCell { scope, ready, begun });
         let mut starting = Starting(Some(cell.clone()));
-        let child = in_scope(cell.scope.clone(), child(TaskStatus(Some(cell.clone()))));
+        let status = TaskStatus(Some(cell.clone()));
+        let child = catch(|| child(status)).map_err(StartError::Failed)?;
+        cell.begun.store(true, Ordering::Release);
+        let child = in_scope(cell.scope.clone(), child);
         if let Some(child) = self.group().admit(name.into(), child, cell.clone()) {
             child.spawn();
         }
@@ -274,7 +276,7 @@ impl TaskGroup {
 
     /// Cancels the children, gives them the `grace` to end, aborts those that did not, and says who that was.
     ///
-    /// It returns at the latest a moment (100 ms) after the grace, unless it runs on the one thread that a child of its never
+    /// It returns at the latest a moment (50 ms) after the grace, unless it runs on the one thread that a child of its never
     /// gives up: call it from another thread, or on a multi-thread runtime, if that can be. Failures are for [`join`](TaskGroup::join).
     ///
     /// # Panics

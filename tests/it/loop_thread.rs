@@ -753,3 +753,13 @@ fn loops_in_a_group_start_roll_back_and_stop() {
     let error = group.start_all(Some(LONG)).unwrap_err();
     assert_eq!((error.failed.service(), error.stopped, one.state()), ("bad", vec!["one".into()], ServiceState::Done));
 }
+
+#[test]
+fn a_submission_that_has_ended_is_not_cancelled() {
+    let service = LoopServiceThread::new("service", idle);
+    service.start().unwrap();
+    let mut done = service.handle().submit(async { 1 });
+    service.handle().submit(async {}).wait_blocking(Some(LONG)).unwrap();
+    assert!(!done.cancel("too late"));
+    assert!(matches!(poll_once(&mut done), std::task::Poll::Ready(Ok(1))));
+}

@@ -17,7 +17,7 @@ use microio::{
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::task::yield_now;
 
-use crate::support::{LONG, OnDrop, block_on, run, run_threads, within};
+use crate::support::{LONG, OnDrop, block_on, poll_once, run, run_threads, within};
 
 const S: Duration = Duration::from_secs(1);
 
@@ -1146,5 +1146,50 @@ fn children_that_start_children_while_the_group_is_joined_are_joined_too() {
         spread(&group, &count, 7);
         group.join().await.unwrap();
         assert_eq!(count.load(Ordering::SeqCst), 255);
+    });
+}
+
+/// `|_| async { .. }` drops the status before the child begins: then the child's own end is the answer.
+#[test]
+fn a_closure_that_does_not_take_its_status_along_ends_as_its_child_does() {
+    run(async {
+        let group = TaskGroup::new();
+        let failed = group.start("failing", |_: TaskStatus<u8>| async {
+            yield_now().await;
+            Err(Failure::msg("port taken"))
+        });
+        let Err(StartError::Failed(cause)) = failed.await else { panic!("not failed") };
+        assert_eq!(cause.to_string(), "port taken");
+        let silent = group.start("silent", |_: TaskStatus<u8>| async { Ok(()) }).await;
+        assert!(matches!(silent, Err(StartError::ExitedBeforeReady)));
+        let mut starting = Box::pin(group.start("waiting", |_: TaskStatus<u8>| std::future::pending()));
+        assert!(poll_once(&mut starting).is_pending());
+        group.cancel("stop");
+        assert!(matches!(starting.await, Err(StartError::Cancelled(_))));
+        group.join().await.unwrap();
+    });
+}
+
+#[test]
+fn a_closure_that_panics_instead_of_making_its_child_has_failed_to_start() {
+    fn no_child(_: TaskStatus<u8>) -> std::future::Ready<Result<(), Failure>> {
+        panic!("boom")
+    }
+    run(async {
+        let group = TaskGroup::new();
+        let Err(StartError::Failed(cause)) = group.start("none", no_child).await else { panic!("not failed") };
+        assert_eq!(cause.downcast_ref::<Panic>().unwrap().message(), "boom");
+        group.join().await.unwrap();
+    });
+}
+
+#[test]
+fn a_task_that_has_ended_is_not_cancelled() {
+    run(async {
+        let group = TaskGroup::new();
+        let task = group.create_task("done", async { Ok(1) });
+        group.join().await.unwrap();
+        assert!(!task.cancel("too late"));
+        assert!(matches!(task.await, TaskOutcome::Done(1)));
     });
 }
