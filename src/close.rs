@@ -29,7 +29,6 @@ use crate::wait::{Waitable, Waiters, block_on, wait_until, wake_all};
 /// assert_eq!(scope.wait_blocking(None).unwrap().to_string(), "end of file");
 /// ```
 #[derive(Clone, Default)]
-#[doc(alias = "closed")]
 pub struct CloseScope(Arc<Inner>);
 
 /// Lock: `state`, a leaf. Hooks run and waiters wake after it is released.
@@ -154,6 +153,7 @@ impl CloseScope {
     ///
     /// # Errors
     /// How it ended.
+    #[doc(alias = "raise_if_closed")]
     pub fn check(&self) -> Result<(), CloseError> {
         match self.ended() {
             None => Ok(()),

@@ -406,14 +406,16 @@ impl<K: Eq + Hash + Clone, V> Inner<K, V> {
     fn finish_key(&self, key: &K, outcome: Result<V, RequestError>) -> Result<(), Result<V, RequestError>> {
         let hash = self.hasher.hash_one(key);
         let mut shard = self.shard(hash).lock();
-        let slot = shard.keys.get(find(&ByKey(hash, key))).map(|entry| entry.slot);
-        let Some(slot) = slot.filter(|slot| shard.is_pending(*slot)) else {
+        let Some(entry) = shard.keys.take(find(&ByKey(hash, key))) else {
             drop(shard);
             return Err(outcome);
         };
-        let entry = shard.keys.take(find(&BySlot(hash, slot)));
-        shard.slots[slot].mapped = false;
-        let waker = shard.finish(slot, outcome);
+        shard.slots[entry.slot].mapped = false;
+        if !shard.is_pending(entry.slot) {
+            drop(shard); // stale: its reply handle has answered
+            return Err(outcome);
+        }
+        let waker = shard.finish(entry.slot, outcome);
         drop(shard);
         drop(entry);
         if let Some(waker) = waker {
