@@ -9,16 +9,12 @@ mod cancel;
 mod channel;
 mod close;
 mod error;
-#[cfg(feature = "tokio")]
-mod loop_thread;
 mod mailbox;
 #[cfg(feature = "tokio")]
 mod programs;
 mod registry;
+#[cfg(feature = "tokio")]
+mod rt;
 mod service_group;
-#[cfg(feature = "tokio")]
-mod task;
 mod thread;
-#[cfg(feature = "tokio")]
-mod time;
 mod wait;

@@ -507,7 +507,7 @@ fn what_is_sent_while_the_service_stops_is_refused_at_once() {
 
 #[test]
 fn what_was_queued_for_a_thread_that_cannot_be_had_gets_the_cause() {
-    if !without_threads("loop_thread::what_was_queued_for_a_thread_that_cannot_be_had_gets_the_cause") {
+    if !without_threads("rt::loop_thread::what_was_queued_for_a_thread_that_cannot_be_had_gets_the_cause") {
         return;
     }
     let service = LoopServiceThread::new("nowhere", idle);
