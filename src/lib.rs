@@ -17,6 +17,7 @@ mod wait;
 
 // Band 2: threads. They know band 1 and `std::thread`.
 mod log;
+mod service;
 mod service_group;
 mod thread;
 
@@ -35,8 +36,9 @@ pub use close::{CloseError, CloseScope, WorkGuard, WorkTracker};
 pub use error::{Cancelled, Failure, Name, Panic, Reason, WaitError};
 pub use mailbox::{Floor, Inbox, Mailbox, PriorityMailbox};
 pub use registry::{ReplyHandle, RequestError, RequestRegistry, Waiter};
+pub use service::{Service, ServiceError, ServiceState};
 pub use service_group::{ServiceGroup, StartAllError, StopReport};
-pub use thread::{Service, ServiceContext, ServiceError, ServiceState, ServiceThread};
+pub use thread::{ServiceContext, ServiceThread};
 
 #[cfg(feature = "tokio")]
 pub use rt::{

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Name, Reason};
 use crate::log::log;
-use crate::thread::{Deadline, Service, ServiceError};
+use crate::service::{Deadline, Service, ServiceError};
 use crate::wait::may_block;
 
 /// Services that are started in order and stopped together.

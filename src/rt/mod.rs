@@ -2,6 +2,7 @@
 //! ([`LoopServiceThread`]); and the two questions that band 1 asks of tokio.
 
 mod child;
+mod loop_handle;
 mod loop_thread;
 mod oneshot;
 mod task;
@@ -15,7 +16,8 @@ use tokio::runtime::Handle;
 use tokio::task::coop::{RestoreOnPending, poll_proceed};
 
 pub use child::TaskOutcome;
-pub use loop_thread::{CallError, LoopContext, LoopHandle, LoopServiceThread, Submitted};
+pub use loop_handle::{CallError, LoopHandle, Submitted};
+pub use loop_thread::{LoopContext, LoopServiceThread};
 pub use task::{StartError, Task, TaskStatus};
 pub use task_group::{GroupError, ShutdownReport, TaskGroup, task_group};
 pub use time::{TimedOut, fail_after, move_on_after, sleep};
