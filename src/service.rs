@@ -100,7 +100,7 @@ pub enum ServiceError {
     },
 }
 
-/// What all services can do: [`ServiceThread`] and [`LoopServiceThread`](crate::LoopServiceThread). Sealed.
+/// What all services can do: [`ServiceThread`](crate::ServiceThread) and [`LoopServiceThread`](crate::LoopServiceThread). Sealed.
 pub trait Service: sealed::Sealed + Send + Sync {
     /// Its name, which its thread has too.
     fn name(&self) -> &str {

@@ -1,4 +1,4 @@
-//! Tests of `src/thread.rs`.
+//! Tests of `src/service.rs` and `src/thread.rs`.
 
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -1,4 +1,4 @@
-//! Tests of `src/rt/loop_thread.rs`.
+//! Tests of `src/rt/loop_thread.rs` and `src/rt/loop_handle.rs`.
 
 use std::cell::{Cell, RefCell};
 use std::future::{Future, pending};
