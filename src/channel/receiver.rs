@@ -25,7 +25,7 @@ pub struct Receiver<T> {
     /// Items left to hand out before the next unit of the task's time slice is due.
     credit: u32,
     /// The stream has told of the failure: it ends now.
-    #[cfg_attr(not(feature = "stream"), allow(dead_code))]
+    #[cfg(feature = "stream")]
     end_told: bool,
 }
 
@@ -36,7 +36,16 @@ impl<T> Receiver<T> {
     pub(super) fn new(shared: Arc<Shared<T>>) -> Self {
         let bounded = shared.queue.lock().capacity.is_some();
         let (batch, later) = (VecDeque::new(), VecDeque::new());
-        Receiver { shared, batch, later, parked: false, bounded, credit: CREDIT, end_told: false }
+        Receiver {
+            shared,
+            batch,
+            later,
+            parked: false,
+            bounded,
+            credit: CREDIT,
+            #[cfg(feature = "stream")]
+            end_told: false,
+        }
     }
 
     /// Receives the next item, or waits for one.
