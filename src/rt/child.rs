@@ -178,6 +178,11 @@ impl Group {
         (state.children.len(), state.closed)
     }
 
+    /// The failures until now.
+    pub(super) fn failures(&self) -> Vec<(Name, Failure)> {
+        self.lock().failures.clone()
+    }
+
     /// Waits until no child is alive.
     pub(super) fn empty(&self) -> impl Future<Output = ()> {
         wait_until(self, |state: &mut State| (state.children.len() == 0).then_some(()))

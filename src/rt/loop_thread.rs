@@ -5,7 +5,8 @@
 //!
 //! # The exit, in order, under one deadline (the grace)
 //!
-//! The scope is closed. The job queue goes: what was queued gets the scope's reason or cause. The group and the submitted
+//! The scope is closed: by a stop, or by us when the group has ended. A group that was cancelled by a failure or from inside has
+//! the grace to end, so that all failures are told; the rest of the exit has what is left of it. The job queue goes: what was queued gets the scope's reason or cause. The group and the submitted
 //! futures are cancelled, given the grace, aborted. The main future, and the user's state in it, has been dropped by then, on
 //! this thread. The runtime is shut down with what is left of the grace. Only then is the thread no loop's any more, and the
 //! service done.
@@ -22,6 +23,7 @@ use tokio::task::coop::consume_budget;
 
 use super::loop_handle::{Inner, LoopHandle, Queued};
 use super::task_group::{GroupError, TaskGroup};
+use super::time::move_on_after;
 use crate::channel::{Receiver, channel};
 use crate::close::CloseScope;
 use crate::error::{Failure, Name, Reason};
@@ -213,21 +215,32 @@ where
     let context = LoopContext { service: cx.clone(), group: group.clone(), handle };
     group.start_soon_local(format!("{}-main", inner.name), async move { body(context).await });
 
-    let ended = {
+    let begin_of_exit = {
         let (mut joined, mut closed) = (pin!(group.join()), pin!(inner.scope.closed()));
+        let mut cancelled = pin!(group.scope().cancelled());
         poll_fn(|cx| match joined.as_mut().poll(cx) {
-            Poll::Ready(ended) => Poll::Ready(Some(ended)),
-            Poll::Pending => closed.as_mut().poll(cx).map(|_| None),
+            Poll::Ready(ended) => Poll::Ready(Exit::Joined(ended)),
+            Poll::Pending if closed.as_mut().poll(cx).is_ready() => Poll::Ready(Exit::Closed),
+            Poll::Pending => cancelled.as_mut().poll(cx).map(|_| Exit::Cancelled),
         })
         .await
+    };
+    let grace = *inner.grace.lock();
+    let deadline = Instant::now().checked_add(grace).unwrap_or_else(|| Instant::now() + Duration::from_secs(1 << 32));
+    let ended = match begin_of_exit {
+        Exit::Joined(ended) => Some(ended),
+        Exit::Closed => None,
+        // A failure, or a cancel from inside. All failures are waited for, as long as the grace allows.
+        Exit::Cancelled => Some(match move_on_after(grace, group.join()).await {
+            Some(ended) => ended,
+            None => group.failed_so_far(),
+        }),
     };
     let ended = ended.map(|ended| ended.map_err(|error| only_cause(error, &inner.name)));
     if let Some(ended) = &ended {
         let _the_thread_says_it_again = cx.0.settle(ended.clone());
     }
     let why = inner.scope.reason().unwrap_or(Reason::OwnerDropped);
-    let grace = *inner.grace.lock();
-    let deadline = Instant::now().checked_add(grace).unwrap_or_else(|| Instant::now() + Duration::from_secs(1 << 32));
     pump.abort();
     let _aborted = pump.await; // the queue is dropped, and every call in it has heard why
     calls.cancel(why.clone());
@@ -248,6 +261,16 @@ where
         None => group.join().await.map_err(|error| only_cause(error, &inner.name)),
     };
     (result, deadline)
+}
+
+/// What ends a loop first.
+enum Exit {
+    /// The main future and every task have ended.
+    Joined(Result<(), GroupError>),
+    /// The service was stopped.
+    Closed,
+    /// The group was cancelled: a task failed, or somebody cancelled it from inside.
+    Cancelled,
 }
 
 /// The cause of a service: the failure itself if only the main future failed, otherwise all failures with their names.

@@ -270,8 +270,12 @@ impl TaskGroup {
     /// # Cancel safety
     /// Dropping the future ends only the wait.
     pub async fn join(&self) -> Result<(), GroupError> {
-        let failures = self.group().joined().await;
-        if failures.is_empty() { Ok(()) } else { Err(GroupError { failures, cancelled: None }) }
+        GroupError::unless_empty(self.group().joined().await)
+    }
+
+    /// What `join` would say if the children that are alive did not matter.
+    pub(super) fn failed_so_far(&self) -> Result<(), GroupError> {
+        GroupError::unless_empty(self.group().failures())
     }
 
     /// Cancels the children, gives them the `grace` to end, aborts those that did not, and says who that was.
@@ -338,6 +342,12 @@ impl Default for TaskGroup {
 impl Drop for Owner {
     fn drop(&mut self) {
         self.0.abandon();
+    }
+}
+
+impl GroupError {
+    fn unless_empty(failures: Vec<(Name, Failure)>) -> Result<(), Self> {
+        if failures.is_empty() { Ok(()) } else { Err(GroupError { failures, cancelled: None }) }
     }
 }
 

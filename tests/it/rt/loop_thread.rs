@@ -763,3 +763,20 @@ fn a_submission_that_has_ended_is_not_cancelled() {
     assert!(!done.cancel("too late"));
     assert!(matches!(poll_once(&mut done), std::task::Poll::Ready(Ok(1))));
 }
+
+/// A failure cancels the siblings; one that ignores that has the grace, and then the service ends all the same.
+#[test]
+fn a_failure_ends_the_service_though_a_sibling_ignores_its_cancel() {
+    let service = LoopServiceThread::new("service", |cx| async move {
+        cx.task_group().start_soon("stubborn", shield(pending()));
+        cx.started();
+        yield_now().await;
+        cx.task_group().start_soon("failing", async { Err(Failure::msg("broken")) });
+        pending().await
+    })
+    .with_grace(Duration::from_millis(20));
+    service.start().unwrap();
+    let Err(ServiceError::Failed { cause, .. }) = service.join(Some(LONG)) else { panic!("not failed") };
+    assert_eq!(cause.to_string(), "failing failed: broken");
+    assert!(service.scope().cause().unwrap().ptr_eq(&cause));
+}
