@@ -244,8 +244,10 @@ struct Work {
 #[derive(Default)]
 struct WorkState {
     count: usize,
-    /// How often the count came down to zero: who waited then has seen it, though it be busy again when it looks.
+    /// How often the count came down to zero, and up from it: who waited then has seen it, though it be otherwise again
+    /// when it looks.
     idles: u64,
+    starts: u64,
     waiters: Waiters,
 }
 
@@ -270,7 +272,13 @@ impl WorkTracker {
         let mut state = self.0.lock();
         state.count += 1;
         self.0.count.store(state.count, Ordering::Release);
+        let first = state.count == 1;
+        state.starts += u64::from(first);
+        let waited_for = first && state.waiters.queued() > 0;
         drop(state);
+        if waited_for {
+            wake_all(&*self.0);
+        }
         WorkGuard(self.0.clone())
     }
 
@@ -293,6 +301,18 @@ impl WorkTracker {
         wait_until(self.0.clone(), move |state: &mut WorkState| {
             let seen = *first_seen.get_or_insert(state.idles);
             (state.count == 0 || state.idles != seen).then_some(())
+        })
+    }
+
+    /// Waits until there is work, or was at any moment since the first poll.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves nothing behind.
+    pub fn busy(&self) -> impl Future<Output = ()> + Send + 'static + use<> {
+        let mut first_seen = None;
+        wait_until(self.0.clone(), move |state: &mut WorkState| {
+            let seen = *first_seen.get_or_insert(state.starts);
+            (state.count > 0 || state.starts != seen).then_some(())
         })
     }
 

@@ -51,5 +51,8 @@ pub use rt::{
 #[doc(hidden)]
 pub mod host {
     pub use crate::ambient::{Entry, Frame, Host, Scoped, Shields, enter, relay};
-    pub use crate::wait::{Blocked, LoopMark, Park, block_on_with, current_loop, may_block};
+    pub use crate::wait::{
+        Blocked, Key, LoopMark, Park, Wait, Waitable, Waiters, block_on_with, current_loop, may_block, wait_until,
+        wake_all,
+    };
 }

@@ -298,7 +298,7 @@ impl<T, P: Ord + Clone> PriorityMailbox<T, P> {
                 TryRecvError::Empty => {}
             }
             // Two places to be woken from: the channel, and the floor if it holds something back.
-            match self.receiver.poll_recv(cx) {
+            match self.receiver.poll_pop(cx) {
                 Poll::Ready(Ok(item)) => self.admit(item),
                 Poll::Ready(Err(_)) => {}
                 Poll::Pending if self.parked.is_empty() || self.floor.park(self.above.0, cx) => return Poll::Pending,

@@ -183,7 +183,8 @@ pub struct Shared {
     state: Mutex<State>,
 }
 
-pub(crate) struct State {
+#[allow(missing_debug_implementations)]
+pub struct State {
     phase: Phase,
     /// Readiness, once it is decided.
     verdict: Option<Result<(), ServiceError>>,

@@ -49,6 +49,11 @@ impl<T> Mutex<T> {
     pub(crate) fn lock(&self) -> imp::MutexGuard<'_, T> {
         self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
+
+    #[cfg(loom)]
+    pub(crate) fn try_lock(&self) -> Option<imp::MutexGuard<'_, T>> {
+        self.0.try_lock().ok()
+    }
 }
 
 /// Parks the current thread, for at most `time`. May return early, as `std`'s does.
@@ -83,6 +88,10 @@ impl<T> BackoffMutex<T> {
             Some(guard) => guard,
             None => self.lock_contended(),
         }
+    }
+
+    pub(crate) fn try_lock(&self) -> Option<spin::mutex::SpinMutexGuard<'_, T>> {
+        self.0.try_lock()
     }
 
     #[cold]

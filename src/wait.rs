@@ -25,13 +25,13 @@ use crate::sync::{Arc, AtomicBool, Ordering, park, per_thread, thread};
 
 /// The name of one waiter in a [`Waiters`] list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Key(u32);
+pub struct Key(u32);
 
 const NONE: u32 = u32::MAX;
 
 /// A slab of parked wakers, threaded into a queue.
 #[derive(Debug)]
-pub(crate) struct Waiters {
+pub struct Waiters {
     slots: Slab<Slot>,
     first: u32,
     last: u32,
@@ -56,7 +56,7 @@ impl Waiters {
     /// Parks a waker at the end of the queue, or in the place that `key` has in it. The waker that it replaces, if any, is to
     /// be dropped outside the lock.
     #[must_use]
-    pub(crate) fn park(&mut self, key: &mut Option<Key>, waker: Waker) -> Option<Waker> {
+    pub fn park(&mut self, key: &mut Option<Key>, waker: Waker) -> Option<Waker> {
         if let Some(Key(slot)) = *key {
             if let Some(parked) = &mut self.slots[slot].waker {
                 return Some(std::mem::replace(parked, waker));
@@ -82,7 +82,7 @@ impl Waiters {
 
     /// Forgets a waiter. None if it had been notified; its waker otherwise, to be dropped outside the lock.
     #[must_use]
-    pub(crate) fn remove(&mut self, Key(slot): Key) -> Option<Waker> {
+    pub fn remove(&mut self, Key(slot): Key) -> Option<Waker> {
         let waker = self.unlink(slot);
         self.slots.remove(slot);
         waker
@@ -90,8 +90,18 @@ impl Waiters {
 
     /// Takes the longest waiting waker out of the queue; its slot stays with its owner.
     #[must_use]
-    pub(crate) fn notify_one(&mut self) -> Option<Waker> {
+    pub fn notify_one(&mut self) -> Option<Waker> {
         if self.first == NONE { None } else { self.unlink(self.first) }
+    }
+
+    /// The longest waiting waker; it stays in the queue.
+    pub fn first(&self) -> Option<&Waker> {
+        if self.first == NONE { None } else { self.slots[self.first].waker.as_ref() }
+    }
+
+    /// Whether this waiter is the longest waiting one.
+    pub fn is_first(&self, Key(slot): Key) -> bool {
+        self.first == slot
     }
 
     /// Whether this waiter has been taken out of the queue by a notification.
@@ -104,7 +114,7 @@ impl Waiters {
     }
 
     /// How many wakers are parked.
-    pub(crate) fn queued(&self) -> usize {
+    pub fn queued(&self) -> usize {
         self.queued
     }
 
@@ -126,14 +136,17 @@ impl Waiters {
 }
 
 /// A primitive that can be waited for: one lock, and the waiters in the state behind it.
-pub(crate) trait Waitable {
+pub trait Waitable {
+    /// What the lock guards.
     type State;
+    /// Takes the lock.
     fn lock(&self) -> impl DerefMut<Target = Self::State>;
+    /// The waiters in the state.
     fn waiters(state: &mut Self::State) -> &mut Waiters;
 }
 
 /// Wakes everyone who is parked when it is called, a small batch at a time and outside the lock.
-pub(crate) fn wake_all<W: Waitable>(source: &W) {
+pub fn wake_all<W: Waitable>(source: &W) {
     let mut left = W::waiters(&mut source.lock()).queued();
     while left > 0 {
         let mut batch = WakeBatch::default();
@@ -182,7 +195,8 @@ impl WakeBatch {
 
 /// Waits until `ready` says so. See [`wait_until`].
 #[must_use = "futures do nothing unless awaited"]
-pub(crate) struct Wait<S, P>
+#[allow(missing_debug_implementations)]
+pub struct Wait<S, P>
 where
     S: Deref<Target: Waitable>,
 {
@@ -192,7 +206,7 @@ where
 }
 
 /// A future that ends when `ready` returns Some. `ready` runs under the lock: our own straight-line code only.
-pub(crate) fn wait_until<S, P, T>(source: S, ready: P) -> Wait<S, P>
+pub fn wait_until<S, P, T>(source: S, ready: P) -> Wait<S, P>
 where
     S: Deref<Target: Waitable>,
     P: FnMut(&mut <S::Target as Waitable>::State) -> Option<T>,

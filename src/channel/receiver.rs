@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::poll_fn;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use super::error::{ChannelStats, RecvBlockingError, RecvError, TryRecvError};
@@ -58,7 +58,7 @@ impl<T> Receiver<T> {
     #[doc(alias = "receive")]
     pub async fn recv(&mut self) -> Result<T, RecvError> {
         let parking = Parking(self);
-        let item = poll_fn(|cx| parking.0.poll_recv(cx)).await?;
+        let item = poll_fn(|cx| parking.0.poll_pop(cx)).await?;
         parking.0.count(1);
         Ok(item)
     }
@@ -103,7 +103,7 @@ impl<T> Receiver<T> {
             return Ok(0);
         }
         let parking = Parking(self);
-        let first = poll_fn(|cx| parking.0.poll_recv(cx)).await?;
+        let first = poll_fn(|cx| parking.0.poll_pop(cx)).await?;
         let before = out.len();
         out.push(first);
         parking.0.pop_many(out, max - 1);
@@ -138,7 +138,8 @@ impl<T> Receiver<T> {
     }
 
     /// The next item, not counted as received yet: [`count`](Receiver::count) is due when it is handed out.
-    pub(crate) fn pop(&mut self) -> Result<T, TryRecvError> {
+    #[doc(hidden)]
+    pub fn pop(&mut self) -> Result<T, TryRecvError> {
         loop {
             if let Some(item) = self.pop_taken() {
                 return Ok(item);
@@ -218,7 +219,8 @@ impl<T> Receiver<T> {
     }
 
     /// Counts items as received. Bounded: they were counted as they were popped, under the lock.
-    pub(crate) fn count(&self, items: usize) {
+    #[doc(hidden)]
+    pub fn count(&self, items: usize) {
         if !self.bounded {
             self.shared.count(items);
         }
@@ -234,10 +236,29 @@ impl<T> Receiver<T> {
         Poll::Ready(())
     }
 
+    /// Polls for the next item; parks the waker of the last call if there is none.
+    ///
+    /// Unlike [`recv`](Receiver::recv), which takes its waker along when it is dropped, this leaves it until it is woken,
+    /// replaced, or the receiver dropped.
+    pub fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<T, RecvError>> {
+        let item = ready!(self.poll_pop(cx))?;
+        self.count(1);
+        Poll::Ready(Ok(item))
+    }
+
+    /// Shows each item that is queued, in no order, to a garbage collector; false if another thread is at the queue.
+    #[doc(hidden)]
+    pub fn visit_queued(&self, visit: &mut dyn FnMut(&T)) -> bool {
+        let Some(queue) = self.shared.queue.try_lock() else { return false };
+        let taken = self.later.iter().chain([&self.batch]);
+        let queued = queue.full.iter().chain([&queue.tail]);
+        taken.chain(queued).flatten().for_each(visit);
+        true
+    }
+
     /// The next item, not counted yet; parks the waker if there is none.
-    pub(crate) fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<T, RecvError>> {
+    pub(crate) fn poll_pop(&mut self, cx: &mut Context<'_>) -> Poll<Result<T, RecvError>> {
         ready!(self.poll_credit(cx));
-        let mut waker = None;
         loop {
             match self.pop() {
                 Ok(item) => {
@@ -246,24 +267,36 @@ impl<T> Receiver<T> {
                 }
                 Err(TryRecvError::EndOfStream) => return Poll::Ready(Err(RecvError::EndOfStream)),
                 Err(TryRecvError::Failed(cause)) => return Poll::Ready(Err(RecvError::Failed(cause))),
+                Err(TryRecvError::Empty) if self.park(cx.waker()) => return Poll::Pending,
                 Err(TryRecvError::Empty) => {}
             }
+        }
+    }
+
+    /// Has `waker` woken by the next item or the end; `false` if there is something to receive now.
+    #[doc(hidden)]
+    pub fn park(&mut self, waker: &Waker) -> bool {
+        if !self.batch.is_empty() || !self.later.is_empty() {
+            return false;
+        }
+        let mut clone = None;
+        loop {
             let mut queue = self.shared.queue.lock();
             if !queue.is_empty() || queue.end.is_some() {
-                continue;
+                return false;
             }
-            if queue.receiver.as_ref().is_some_and(|parked| parked.will_wake(cx.waker())) {
-                return Poll::Pending;
+            if queue.receiver.as_ref().is_some_and(|parked| parked.will_wake(waker)) {
+                return true;
             }
-            if let Some(waker) = waker.take() {
+            if let Some(waker) = clone.take() {
                 let replaced = queue.receiver.replace(waker);
                 drop(queue);
                 drop(replaced);
                 self.parked = true;
-                return Poll::Pending;
+                return true;
             }
             drop(queue);
-            waker = Some(cx.waker().clone());
+            clone = Some(waker.clone());
         }
     }
 
@@ -296,10 +329,7 @@ impl<T> futures_core::Stream for Receiver<T> {
             return Poll::Ready(None);
         }
         Poll::Ready(match ready!(this.poll_recv(cx)) {
-            Ok(item) => {
-                this.count(1);
-                Some(Ok(item))
-            }
+            Ok(item) => Some(Ok(item)),
             Err(end) => {
                 this.end_told = true;
                 match end {

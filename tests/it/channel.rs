@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::collections::VecDeque;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::num::NonZeroUsize;
 use std::pin::{Pin, pin};
 #[cfg(feature = "tokio")]
@@ -191,6 +191,18 @@ fn a_receive_dropped_at_any_point_loses_nothing_and_leaves_no_waker() {
         assert_eq!((hand.wakes(), ready(rx.recv()).unwrap(), out.len()), (usize::from(send_first), 1, 0));
         assert_eq!(rx.stats(), stats(1, 1, 0, 0, false));
     }
+}
+
+#[test]
+fn poll_recv_leaves_its_waker_until_it_is_woken() {
+    let (tx, mut rx) = channel();
+    let hand = Hand::new();
+    assert!(hand.poll(&mut pin!(poll_fn(|cx| rx.poll_recv(cx)))).is_pending());
+    assert_eq!(hand.wakers(), 1);
+    tx.try_send(1).unwrap();
+    assert_eq!((hand.wakes(), hand.wakers()), (1, 0));
+    assert!(matches!(hand.poll(&mut pin!(poll_fn(|cx| rx.poll_recv(cx)))), Poll::Ready(Ok(1))));
+    assert_eq!(rx.stats(), stats(1, 1, 0, 0, false));
 }
 
 #[test]

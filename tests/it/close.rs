@@ -289,6 +289,19 @@ fn an_idle_moment_is_seen_though_it_is_busy_again() {
 }
 
 #[test]
+fn busy_comes_with_the_first_guard_and_is_seen_though_it_is_idle_again() {
+    let (tracker, hand) = (WorkTracker::new(), Hand::new());
+    let mut busy = pin!(tracker.busy());
+    assert!(hand.poll(&mut busy).is_pending());
+    drop(tracker.track());
+    assert_eq!((hand.wakes(), hand.wakers()), (1, 0));
+    assert!(hand.poll(&mut busy).is_ready());
+    assert!(hand.poll(&mut pin!(tracker.busy())).is_pending(), "who comes later waits for the next");
+    let _work = tracker.track();
+    ready(tracker.busy());
+}
+
+#[test]
 fn an_idle_wait_that_is_dropped_leaves_no_waker() {
     let (tracker, hand) = (WorkTracker::new(), Hand::new());
     let _work = tracker.track();
