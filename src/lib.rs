@@ -52,7 +52,7 @@ pub use rt::{
 pub mod host {
     pub use crate::ambient::{Entry, Frame, Host, Scoped, Shields, enter, relay};
     pub use crate::wait::{
-        Blocked, Key, LoopMark, Park, Wait, Waitable, Waiters, block_on_with, current_loop, may_block, wait_until,
-        wake_all,
+        Blocked, Key, LoopMark, Park, Wait, Waitable, Waiters, block_on, block_on_with, current_loop, may_block,
+        wait_until, wake_all,
     };
 }

@@ -94,9 +94,14 @@ impl Waiters {
         if self.first == NONE { None } else { self.unlink(self.first) }
     }
 
-    /// The longest waiting waker; it stays in the queue.
-    pub fn first(&self) -> Option<&Waker> {
-        if self.first == NONE { None } else { self.slots[self.first].waker.as_ref() }
+    /// Those who wait, the longest waiting first; they stay in the queue.
+    pub fn iter(&self) -> impl Iterator<Item = &Waker> {
+        let mut next = self.first;
+        std::iter::from_fn(move || {
+            let slot = (next != NONE).then(|| &self.slots[next])?;
+            next = slot.next;
+            slot.waker.as_ref()
+        })
     }
 
     /// Whether this waiter is the longest waiting one.
@@ -313,7 +318,7 @@ pub fn block_on_with<F: Future, H: Park>(
 }
 
 /// [`block_on_with`] for a plain thread.
-pub(crate) fn block_on<F: Future>(future: F, timeout: Option<Duration>) -> Result<F::Output, WaitError> {
+pub fn block_on<F: Future>(future: F, timeout: Option<Duration>) -> Result<F::Output, WaitError> {
     let parker = ThreadParker::take();
     block_on_with(&parker, future, timeout).map_err(|blocked| match blocked {
         Blocked::TimedOut => WaitError::TimedOut,
