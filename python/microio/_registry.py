@@ -1,0 +1,41 @@
+"""Requests and replies: who waits for which answer."""
+
+import asyncio
+import inspect
+
+from ._errors import BrokenResourceError, ClosedResourceError
+from ._microio import ReplyHandle
+from ._microio import RequestRegistry as _RequestRegistry
+
+__all__ = ["BrokenResourceError", "ClosedResourceError", "ReplyHandle", "RequestRegistry"]
+
+
+class RequestRegistry(_RequestRegistry):
+    __doc__ = _RequestRegistry.__doc__
+
+    async def request_async(self, key, send, timeout=None):
+        """Registers, calls ``send(reply)`` (and awaits it, if that can be awaited), and waits for the answer.
+
+        At most ``timeout`` seconds for both (None: for ever). The value; raises the failure's exception, or TimeoutError.
+        However it ends, the request is not pending any more.
+        """
+        reply = self.reply(key)
+        try:
+            wait = self.wait_async(key, reply.waiter, timeout)
+            sent = send(reply)
+            if not inspect.isawaitable(sent):
+                return await wait
+            clock = asyncio.get_running_loop().time
+            began = clock()
+            try:
+                async with asyncio.timeout(timeout) as limit:
+                    await sent
+            except TimeoutError:
+                if limit.expired():
+                    raise TimeoutError(f"timed out waiting for request {key!r}") from None
+                raise
+            if timeout is None:
+                return await wait
+            return await self.wait_async(key, reply.waiter, max(0.0, timeout - (clock() - began)))
+        finally:
+            reply.pop()
