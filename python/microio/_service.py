@@ -1,0 +1,293 @@
+"""Services: threads that say when they are ready, fail where it can be seen, and stop when they are told to."""
+
+import logging
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any, Self
+
+from ._errors import ClosedResourceError
+from ._scope import CloseScope
+
+logger = logging.getLogger("microio")
+
+forks = 0  # how many forks lie between this process and the one that imported this module
+
+
+def forked() -> None:
+    global forks
+    forks += 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=forked)
+
+
+def seconds(timeout: float | None) -> float:
+    """A timeout as a lock takes it: None is -1, which means for ever; what is negative is zero; nan is refused."""
+    if timeout is None:
+        return -1
+    if timeout != timeout:
+        raise ValueError("a timeout must be a number of seconds, not nan")
+    return min(max(timeout, 0), threading.TIMEOUT_MAX)
+
+
+def _countdown(timeout: float | None) -> Callable[[], float | None]:
+    """A function that tells how much is left of the timeout."""
+    if timeout is None:
+        return lambda: None
+    end = time.monotonic() + seconds(timeout)
+    return lambda: max(end - time.monotonic(), 0.0)
+
+
+class ServiceThread(threading.Thread):
+    """A thread with a life that others can follow.
+
+    Its work is ``run_service()``, overridden, or ``target(service)``. It calls :meth:`started` once its resources are
+    ready; whoever needs them calls :meth:`wait_started`. :meth:`stop` closes ``scope``, which the work has to look at
+    (or wait for). An exception that leaves the work fails the service: ``exc``, ``scope`` and the events tell; with
+    ``reraise`` it also reaches ``threading.excepthook``.
+
+    ``ready`` is set once it is ready, has failed or has ended; ``failed`` once it has failed; ``stopped`` once it has
+    ended. In a forked child a service of the parent can be read, but not waited for or started: RuntimeError.
+    """
+
+    exc: BaseException | None = None  # the first failure; of an instance once it has one: see fail()
+
+    # What is private is named _service_*: subclasses have a lot of names of their own.
+
+    def __init__(
+        self,
+        *,
+        name: str | None = None,
+        target: Callable[["ServiceThread"], object] | None = None,
+        daemon: bool = True,
+        reraise: bool = False,
+    ) -> None:
+        super().__init__(name=name, daemon=daemon)
+        self.reraise = reraise
+        self.ready = threading.Event()
+        self.failed = threading.Event()
+        self.stopped = threading.Event()
+        self.scope = CloseScope()
+        self._service_target = target
+        self._service_forks = forks
+        # What came of the start: closed when ready; failed when it can no longer be. It is no Event, for stop() closes
+        # it, and that may be called by a signal handler.
+        self._service_start = CloseScope()
+
+    def start(self) -> None:
+        """Starts the thread. If it was stopped before, it ends at once and does nothing."""
+        self._service_check_process()
+        super().start()
+
+    def run_service(self) -> None:
+        """The work: to be overridden, unless there is a ``target``."""
+        if self._service_target is None:
+            raise NotImplementedError("override run_service() or pass target=")
+        self._service_target(self)
+
+    def run(self) -> None:
+        """What the thread does: the work, and the book-keeping around it."""
+        try:
+            if not self.scope.closed:
+                self.run_service()
+        except BaseException as error:
+            self.fail(error)
+            if self.reraise:
+                raise
+        finally:
+            if not self._service_start.closed:
+                self._service_start.fail(RuntimeError(f"{self.name} exited before it was ready"))
+            self.stopped.set()
+            self.ready.set()
+
+    def started(self) -> None:
+        """Says that the service is ready; the service calls it. Not for signal handlers."""
+        if self.scope.closed:
+            self._service_start.fail(self._service_stopped_early())
+        else:
+            self._service_start.close()
+        self.ready.set()
+
+    def fail(self, exc: BaseException) -> None:
+        """Records a failure and closes ``scope`` with it. The first one counts, everywhere. Not for signal handlers."""
+        if self.scope.exc is not None:
+            exc = self.scope.exc
+        first = self.__dict__.setdefault("exc", exc)  # one atomic step
+        self.scope.fail(first)
+        self._service_start.fail(first, "failed")
+        self.failed.set()
+        self.ready.set()
+
+    def wait_started(self, timeout: float | None = None) -> None:
+        """Blocks until the service is ready, for at most ``timeout`` seconds (None: for ever).
+
+        RuntimeError from the cause if it has failed, before or after it was ready, and if it ended or was stopped
+        before it was ready. TimeoutError if it takes too long.
+        """
+        self._service_check_process()
+        outcome = self._service_start
+        if threading.current_thread() is self and not outcome.closed:
+            raise RuntimeError(f"{self.name} waits for itself to be ready")
+        if not outcome.wait(timeout):
+            raise TimeoutError(f"{self.name} did not become ready")
+        cause = self._service_failure()
+        if cause is None:
+            cause = outcome.exc
+        if cause is not None:
+            raise RuntimeError(f"{self.name} failed") from cause
+
+    def stop(self, reason: str | None = "stop") -> bool:
+        """Tells the service to stop, by closing ``scope``; true if this call was the first. Waits for nothing.
+
+        From any thread and from a signal handler; before :meth:`start` too, which then does nothing.
+        """
+        first = self.scope.close(reason)
+        if not self._service_start.closed:
+            self._service_start.fail(self._service_stopped_early())
+        return first
+
+    def join_or_log(self, timeout: float | None = None) -> bool:
+        """Waits for the end of the thread, for at most ``timeout`` seconds (None: for ever). Whether it has ended.
+
+        True if it was never started. If it has not ended in time, an error with its state and the place where it hangs
+        goes to the logger "microio"; also if the thread that is to be waited for is the calling one, which does not
+        wait.
+        """
+        limit = seconds(timeout)
+        self._service_check_process()
+        if threading.current_thread() is self:
+            logger.error("thread does not wait for itself: %s", self.name)
+            return False
+        if self.is_alive():  # neither never started nor ended
+            self.join(None if timeout is None else limit)
+        if not self.is_alive():
+            return True
+        frame = sys._current_frames().get(self.ident or 0)
+        stack = traceback.format_list(traceback.extract_stack(frame, limit=5)) if frame else ["an unknown place"]
+        where = "".join(stack).rstrip()
+        logger.error("thread did not stop: %s (%s), it is at\n%s", self.name, self._service_state(), where)
+        return False
+
+    def _service_check_process(self) -> None:
+        if self._service_forks != forks:
+            raise RuntimeError(f"{self.name} used after fork: make a new one in the child process")
+
+    def _service_failure(self) -> BaseException | None:
+        return self.scope.exc if self.exc is None else self.exc
+
+    def _service_stopped_early(self) -> ClosedResourceError:
+        return ClosedResourceError(f"{self.name} was stopped before it was ready")
+
+    def _service_state(self) -> str:
+        if self._service_failure() is not None:
+            return "failed" if self.stopped.is_set() else "failing"
+        if self.stopped.is_set():
+            return "stopped"
+        if self.scope.closed:
+            return "stopping"
+        if self.ident is None:
+            return "new"
+        return "ready" if self.ready.is_set() else "starting"
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r} {self._service_state()}>"
+
+
+class ServiceGroup:
+    """Services that are started, waited for and stopped together. None as a service is left out."""
+
+    def __init__(self, *services: Any) -> None:
+        self.services: list[Any] = []
+        self.add(*services)
+
+    def add(self, *services: Any) -> Self:
+        """Adds services, which are not started by that."""
+        self.services.extend(service for service in services if service is not None)
+        return self
+
+    def start(self) -> Self:
+        """Starts all, in order.
+
+        If one cannot be started, those before it are told to stop, in reverse, and its error is raised; it names the
+        service.
+        """
+        service, begun = self, []
+        try:
+            for service in tuple(self.services):
+                begun.append(service)
+                service.start()
+        except BaseException as error:
+            if isinstance(error, Exception):
+                begun.pop()  # after Ctrl-C its thread may be on its way
+            _roll_back(begun, error, service)
+            raise
+        return self
+
+    def wait_started(self, timeout: float | None = None) -> Self:
+        """Blocks until all are ready, for at most ``timeout`` seconds in all (None: for ever).
+
+        If one fails, or the wait ends in any other error (TimeoutError, KeyboardInterrupt), all that were started are
+        told to stop, in reverse, and that error is raised; it names the service.
+        """
+        service, left = self, _countdown(timeout)
+        try:
+            for service in tuple(self.services):
+                service.wait_started(timeout=left())
+        except BaseException as error:
+            _roll_back([each for each in self.services if getattr(each, "ident", 0) is not None], error, service)
+            raise
+        return self
+
+    def stop(self) -> Self:
+        """Tells every service to stop, then raises the first error of those calls, if any."""
+        error = _stop_all(self.services)
+        if error is not None:
+            raise error
+        return self
+
+    def join_or_log(self, timeout: float | None = None) -> bool:
+        """Waits for the end of all, for at most ``timeout`` seconds in all (None: for ever). Whether all have ended.
+
+        Those that have not are logged, each with its name, its state and the place where it hangs.
+        """
+        left = _countdown(timeout)
+        return all([service.join_or_log(timeout=left()) for service in tuple(self.services)])
+
+    def stop_join(self, timeout: float | None = None) -> bool:
+        """:meth:`stop`, then :meth:`join_or_log`, with one ``timeout`` for both."""
+        left = _countdown(timeout)
+        self.stop()
+        return self.join_or_log(left())
+
+    def __repr__(self) -> str:
+        return f"<ServiceGroup {self.services!r}>"
+
+
+def _stop_all(services: list[Any]) -> BaseException | None:
+    """Tells every one; the first error."""
+    first = None
+    for service in tuple(services):
+        try:
+            service.stop()
+        except BaseException as error:
+            if first is None:
+                first = error
+            else:
+                logger.error("service could not be stopped: %r", service, exc_info=error)
+    return first
+
+
+def _roll_back(services: list[Any], error: BaseException, culprit: Any) -> None:
+    name = str(getattr(culprit, "name", culprit))
+    if not str(error).startswith(f"{name} "):
+        error.add_note(f"service: {name}")
+    failure = _stop_all(services[::-1])
+    if isinstance(failure, Exception):
+        logger.error("service could not be stopped", exc_info=failure)
+    elif failure is not None:
+        raise failure

@@ -1,0 +1,30 @@
+"""The loops that every asynchronous test runs on."""
+
+import asyncio
+
+import pytest
+
+LOOPS = {"asyncio": asyncio.new_event_loop}
+try:
+    import uvloop
+except ImportError:
+    pass
+else:
+    LOOPS["uvloop"] = uvloop.new_event_loop
+
+
+@pytest.fixture(params=LOOPS)
+def loop_factory(request):
+    """Makes a loop: once per kind of loop that this machine has."""
+    return LOOPS[request.param]
+
+
+@pytest.fixture
+def run(loop_factory):
+    """Runs a coroutine to its end, as ``asyncio.run`` does, on each kind of loop."""
+
+    def run(coroutine):
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            return runner.run(coroutine)
+
+    return run
