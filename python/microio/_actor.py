@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from inspect import isawaitable
 from types import CoroutineType
-from typing import Any
+from typing import Any, Literal
 
 from ._errors import EndOfStream
 from ._microio import CloseScope, PriorityReceiver, create_channel
@@ -18,7 +18,7 @@ class Mailbox:
     ``"raise"`` raises ClosedResourceError.
     """
 
-    def __init__(self, *, late_send: str = "drop") -> None:
+    def __init__(self, *, late_send: Literal["raise", "drop"] = "drop") -> None:
         self.send, self.receive = create_channel(late_send=late_send)
         _shorten(self, Mailbox, submit=self.send.send_nowait, put=self.send.send_nowait, get=self.receive.receive)
 
@@ -148,7 +148,7 @@ class ActorCore:
     def __init__(
         self, handler: Callable[..., Any] | None, *, mailbox: Mailbox | None = None, concurrent: bool = False
     ) -> None:
-        self.handler = handler
+        self.handler: Any = handler
         self.concurrent = concurrent
         self.mailbox = Mailbox() if mailbox is None else mailbox  # not `or`: one of a user's own may have a length
         self._run_state = "idle"

@@ -2,6 +2,8 @@
 
 import asyncio
 import inspect
+from collections.abc import Callable, Hashable
+from typing import TypeVar
 
 from ._errors import BrokenResourceError, ClosedResourceError
 from ._microio import ReplyHandle
@@ -9,11 +11,16 @@ from ._microio import RequestRegistry as _RequestRegistry
 
 __all__ = ["BrokenResourceError", "ClosedResourceError", "ReplyHandle", "RequestRegistry"]
 
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
 
-class RequestRegistry(_RequestRegistry):
+
+class RequestRegistry(_RequestRegistry[K, V]):
     __doc__ = _RequestRegistry.__doc__
 
-    async def request_async(self, key, send, timeout=None):
+    async def request_async(
+        self, key: K, send: Callable[[ReplyHandle[K, V]], object], timeout: float | None = None
+    ) -> V:
         """Registers, calls ``send(reply)`` (and awaits it, if that can be awaited), and waits for the answer.
 
         At most ``timeout`` seconds for both (None: for ever). The value; raises the failure's exception, or TimeoutError.

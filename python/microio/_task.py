@@ -1,13 +1,13 @@
 """Task groups with readiness and cancellation, and groups of scopes."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Generator, Iterator
 from contextlib import contextmanager
 from contextvars import Context
 from inspect import isawaitable
 from threading import get_ident
 from types import CoroutineType, TracebackType, coroutine
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from ._microio import (
     CancelScope,
@@ -33,11 +33,13 @@ __all__ = [
     "sleep",
 ]
 
+T = TypeVar("T")
+
 
 class TaskStatus:
     """What a child that is begun with :meth:`TaskGroup.start` reports to: it calls :meth:`started` once it is ready."""
 
-    def __init__(self, fut: asyncio.Future) -> None:
+    def __init__(self, fut: asyncio.Future[Any]) -> None:
         self._fut = fut
         self.started_called = False
 
@@ -98,8 +100,8 @@ class TaskGroup:
         return self.cancel_scope.cancel(reason)
 
     def create_task(
-        self, coro: Awaitable[Any], *, name: str | None = None, context: Context | None = None
-    ) -> asyncio.Task[Any]:
+        self, coro: Awaitable[T], *, name: str | None = None, context: Context | None = None
+    ) -> asyncio.Task[T]:
         """Runs a coroutine, or any other awaitable, as a child. See :meth:`start_soon`."""
         close = coro.close if asyncio.iscoroutine(coro) else None
         if close is None and not isawaitable(coro):
@@ -141,7 +143,15 @@ class TaskGroup:
             child.cancel()
             raise
 
-    def _spawn(self, fn, args, kwargs, ready, name, context=None) -> asyncio.Task[Any]:
+    def _spawn(
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        ready: asyncio.Future[Any] | None,
+        name: str | None,
+        context: Context | None = None,
+    ) -> asyncio.Task[Any]:
         if self._thread != get_ident():
             if self._thread is None:
                 raise RuntimeError("TaskGroup is not active")
@@ -153,7 +163,13 @@ class TaskGroup:
             child.close()
             raise
 
-    async def _run(self, fn, args, kwargs, ready):
+    async def _run(
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        ready: asyncio.Future[Any] | None,
+    ) -> Any:
         scope = self.cancel_scope
         if scope.cancelled:
             raise asyncio.CancelledError
@@ -181,12 +197,12 @@ def create_task_group() -> TaskGroup:
     return TaskGroup()
 
 
-def _same(coro):
+def _same(coro: T) -> T:
     return coro
 
 
 @coroutine
-def _join(group: asyncio.TaskGroup, *error):
+def _join(group: asyncio.TaskGroup, *error: Any) -> Generator[Any, Any, bool | None]:
     """Awaits ``group.__aexit__(*error)`` and leaves the task's count of cancel requests right.
 
     When a child fails during the join, asyncio cancels the joining task. On 3.11 and 3.12, and on any version for a
@@ -194,9 +210,9 @@ def _join(group: asyncio.TaskGroup, *error):
     cancellation for a foreign one. If asyncio does take it back, it is in its last step. On 3.12 a request that was
     taken back is still delivered if the task was running, as it is when an eager child fails in the body: it ends here.
     """
-    owner = asyncio.current_task()
+    owner: Any = asyncio.current_task()
     requested = getattr(group, "_parent_cancel_requested", False)
-    join = group.__aexit__(*error)
+    join: Any = group.__aexit__(*error)
     resume, value = join.send, None
     while True:
         requests = owner.cancelling()

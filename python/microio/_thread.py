@@ -7,13 +7,15 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from contextlib import suppress
 from contextvars import Context, copy_context
-from typing import Any
+from typing import Any, TypeVar
 
 from . import _service
 from ._service import ServiceGroup, ServiceThread, seconds
 from ._task import TaskGroup, create_task_group
 
 __all__ = ["LoopServiceThread", "ServiceGroup", "ServiceThread"]
+
+T = TypeVar("T")
 
 
 class _Job:
@@ -204,7 +206,7 @@ class LoopServiceThread(ServiceThread):
         if self.loop is not loop:
             self._service_drop_jobs()
 
-    def call_sync(self, fn: Callable[..., Any], *args: Any, timeout: float | None = None, **kwargs: Any) -> Any:
+    def call_sync(self, fn: Callable[..., T], *args: Any, timeout: float | None = None, **kwargs: Any) -> T:
         """Calls ``fn(*args, **kwargs)`` on the loop's thread and returns what it returns, or raises what it raises.
 
         On that loop itself it is a plain call. A coroutine is returned as it is: use :meth:`submit` to run one.
@@ -237,7 +239,7 @@ class LoopServiceThread(ServiceThread):
         finally:
             del error  # or its traceback would keep it alive
 
-    def submit(self, coro: Coroutine[Any, Any, Any]) -> Future[Any]:
+    def submit(self, coro: Coroutine[Any, Any, T]) -> Future[T]:
         """Runs a coroutine as a task of the loop, in a copy of the caller's context. From any thread.
 
         It is no child of ``task_group``: what it raises goes to the future only. Cancelling the future cancels the

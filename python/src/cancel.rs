@@ -203,7 +203,7 @@ pub(crate) fn number(seconds: Option<f64>) -> PyResult<Option<f64>> {
 #[pymethods]
 impl CancelScope {
     #[new]
-    #[pyo3(signature = (*_args, **_kwargs))]
+    #[pyo3(signature = (*_args, **_kwargs), text_signature = "(*, deadline=None, delay=None, raise_timeout=False)")]
     fn new(_args: &Bound<'_, PyTuple>, _kwargs: Option<&Bound<'_, PyDict>>) -> PyResult<Self> {
         CancelScope::make(None, None, false)
     }
@@ -337,7 +337,12 @@ impl CancelScope {
 
     fn __enter__(slf: Bound<'_, Self>) -> PyResult<Bound<'_, Self>> {
         let py = slf.py();
-        let loop_ = need_running_loop(py)?;
+        let outer = innermost(py)?;
+        let loop_ = match &outer {
+            // A child or a scope inside: at a fifth of the price of asking asyncio.
+            Some(outer) if runs_here(outer.get().loop_.bind(py))? => outer.get().loop_.bind(py).clone(),
+            _ => need_running_loop(py)?,
+        };
         let Some(task) = current_task(&loop_)? else {
             return Err(PyRuntimeError::new_err("a CancelScope is entered by a task, and none is running here"));
         };
@@ -347,7 +352,6 @@ impl CancelScope {
             Some(delay) => Some(now(&loop_)? + delay),
             None => None,
         };
-        let outer = innermost(py)?;
         let entry = Bound::new(
             py,
             Entry {

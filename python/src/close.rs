@@ -65,7 +65,7 @@ impl CloseScope {
 impl CloseScope {
     #[new]
     #[classmethod]
-    #[pyo3(signature = (*args, **kwargs))]
+    #[pyo3(signature = (*args, **kwargs), text_signature = "()")]
     fn new(class: &Bound<'_, PyType>, args: &Bound<'_, PyTuple>, kwargs: Option<&Bound<'_, PyDict>>) -> PyResult<Self> {
         no_arguments(class, args, kwargs)?;
         Ok(CloseScope {
@@ -229,7 +229,7 @@ impl Primitive for WorkTracker {
 impl WorkTracker {
     #[new]
     #[classmethod]
-    #[pyo3(signature = (*args, **kwargs))]
+    #[pyo3(signature = (*args, **kwargs), text_signature = "()")]
     fn new(class: &Bound<'_, PyType>, args: &Bound<'_, PyTuple>, kwargs: Option<&Bound<'_, PyDict>>) -> PyResult<Self> {
         no_arguments(class, args, kwargs)?;
         Ok(WorkTracker {

@@ -41,9 +41,10 @@ impl Drop for Hang {
 macro_rules! may_unwind {
     ($function:ident($($argument:ty),*)) => {{
         type Unwinding = unsafe extern "C-unwind" fn($($argument),*) -> *mut ffi::PyObject;
-        let function: unsafe extern "C" fn($($argument),*) -> *mut ffi::PyObject = ffi::$function;
+        type Plain = unsafe extern "C" fn($($argument),*) -> *mut ffi::PyObject;
+        let function: Plain = ffi::$function;
         // SAFETY: the two types differ in what the caller expects of unwinding only.
-        std::hint::black_box(unsafe { std::mem::transmute::<_, Unwinding>(function) })
+        std::hint::black_box(unsafe { std::mem::transmute::<Plain, Unwinding>(function) })
     }};
 }
 

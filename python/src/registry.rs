@@ -173,7 +173,7 @@ fn finish(py: Python<'_>, key: &Bound<'_, PyAny>, answer: PyResult<Option<Answer
 impl RequestRegistry {
     #[new]
     #[classmethod]
-    #[pyo3(signature = (*args, **kwargs))]
+    #[pyo3(signature = (*args, **kwargs), text_signature = "()")]
     fn new(class: &Bound<'_, PyType>, args: &Bound<'_, PyTuple>, kwargs: Option<&Bound<'_, PyDict>>) -> PyResult<Self> {
         let py = class.py();
         no_arguments(class, args, kwargs)?;
@@ -417,6 +417,11 @@ impl ReplyHandle {
 
 #[pymethods]
 impl ReplyHandle {
+    #[classmethod]
+    fn __class_getitem__(class: &Bound<'_, PyType>, item: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
+        generic(class, item)
+    }
+
     #[new]
     fn new(registry: Py<RequestRegistry>, key: Py<PyAny>, waiter: Py<Waiter>) -> Self {
         ReplyHandle { registry: registry.into_any(), key, waiter: waiter.into_any() }

@@ -8,9 +8,11 @@ use std::time::Duration;
 use microio::host::{Waitable, Waiters, wait_until, wake_all};
 use pyo3::exceptions::{PyBaseException, PyValueError};
 use pyo3::prelude::*;
+use pyo3::types::PyType;
 use pyo3::{PyTraverseError, PyVisit};
 
 use crate::awaitable::Primitive;
+use crate::channel::generic;
 use crate::errors::{Raised, named_error};
 use crate::once::Once;
 use crate::wake::{Born, Tasks, block, lock};
@@ -164,6 +166,11 @@ pub(crate) fn not_negative(timeout: Option<f64>) -> PyResult<Option<Duration>> {
 
 #[pymethods]
 impl Waiter {
+    #[classmethod]
+    fn __class_getitem__(class: &Bound<'_, PyType>, item: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
+        generic(class, item)
+    }
+
     /// Puts an object there, and waits while the place is taken; queue.Full if it stays so. `wait` raises an exception that
     /// was put.
     #[pyo3(name = "put", signature = (item, block=true, timeout=None))]
