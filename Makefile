@@ -4,29 +4,45 @@ CARGO ?= cargo
 PYTHON ?= python3
 VENV := $(CURDIR)/target/venv
 SERVERS := apps/stdio-rpc/tests/requirements.txt
+BENCH := $(CURDIR)/target/bench-python
+# Which Python PyO3 builds for: by its own path, where python3 may be a shim.
+PYO3 = PYO3_PYTHON=$(shell $(PYTHON) -c 'import sys; print(sys.executable)')
 
-.PHONY: help run test check loom docs fmt
+.PHONY: help run test test-rust test-python bench-python check loom docs fmt
 
 help: ## what there is to do
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 run: ## the counter server
 	$(CARGO) run --quiet --example counter_server
 
-test: $(VENV)/ready ## all tests: the crate in three shapes, the apps against real servers
+test: test-rust test-python ## all tests
+
+test-rust: $(VENV)/ready ## the crate in three shapes, the apps against real servers
 	$(CARGO) test
 	$(CARGO) test --all-features --test it
 	$(CARGO) test --no-default-features --test it
 	STDIO_RPC_PYTHON=$(VENV)/bin/python $(CARGO) test -p stdio-rpc
+
+test-python: ## the package on each of CPython 3.11, 3.12 and 3.13 that is there (PYTHONS="3.13": on that one)
+	PYTHON=$(PYTHON) .ci/python test
 
 $(VENV)/ready: $(SERVERS)
 	$(PYTHON) -m venv --clear $(VENV)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r $(SERVERS)
 	touch $@
 
+bench-python: ## the package, the original and the peers in one run (ARGS="--quick": a short one)
+	$(PYTHON) -m venv $(BENCH)/ours
+	$(PYTHON) -m venv $(BENCH)/original
+	CARGO_TARGET_DIR=$(BENCH)/build $(BENCH)/ours/bin/pip install --quiet --force-reinstall . -r bench/python/requirements.txt
+	$(BENCH)/original/bin/pip install --quiet microio==0.1.4
+	$(BENCH)/ours/bin/python bench/python/run.py $(ARGS)
+
 check: ## formatting, lints, and which file may know which
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --workspace --all-targets --all-features -- -D warnings
+	$(PYO3) $(CARGO) clippy --workspace --all-targets --all-features -- -D warnings
+	$(PYO3) $(CARGO) clippy -p microio-python -- -D warnings
 	$(CARGO) clippy --all-targets --no-default-features -- -D warnings
 	.ci/layers
 
