@@ -7,7 +7,7 @@ from types import CoroutineType
 from typing import Any, Literal
 
 from ._errors import EndOfStream
-from ._microio import CloseScope, PriorityReceiver, create_channel
+from ._microio import CloseScope, ObjectReceiveChannel, ObjectSendChannel, PriorityReceiver, create_channel
 from ._task import TaskGroup
 
 
@@ -20,7 +20,26 @@ class Mailbox:
 
     def __init__(self, *, late_send: Literal["raise", "drop"] = "drop") -> None:
         self.send, self.receive = create_channel(late_send=late_send)
-        _shorten(self, Mailbox, submit=self.send.send_nowait, put=self.send.send_nowait, get=self.receive.receive)
+
+    @property
+    def send(self) -> ObjectSendChannel[Any]:
+        """The sending end. It may be replaced, together with ``receive``, before the first use."""
+        return self._send
+
+    @send.setter
+    def send(self, send: ObjectSendChannel[Any]) -> None:
+        self._send = send
+        _shorten(self, Mailbox, submit=send.send_nowait, put=send.send_nowait)
+
+    @property
+    def receive(self) -> ObjectReceiveChannel[Any]:
+        """The receiving end."""
+        return self._receive
+
+    @receive.setter
+    def receive(self, receive: ObjectReceiveChannel[Any]) -> None:
+        self._receive = receive
+        _shorten(self, Mailbox, get=receive.receive)
 
     def submit(self, item: Any) -> int | None:
         """Queues ``item``; the count of accepted items, or None if it was dropped. From any thread, before any loop."""
@@ -67,8 +86,18 @@ class PriorityMailbox(Mailbox):
     def __init__(
         self, key: Callable[[Any], float] | None = None, gate: Callable[[Any], Any] | None = None, **kw: Any
     ) -> None:
+        self._sorting = key, gate
         super().__init__(**kw)
-        self._ordered = PriorityReceiver(self.receive, key, gate)
+
+    @property
+    def receive(self) -> ObjectReceiveChannel[Any]:
+        """The receiving end, before the sorting."""
+        return self._receive
+
+    @receive.setter
+    def receive(self, receive: ObjectReceiveChannel[Any]) -> None:
+        self._receive = receive
+        self._ordered = PriorityReceiver(receive, *self._sorting)
         _shorten(self, PriorityMailbox, get=self._ordered.get)
 
     @property

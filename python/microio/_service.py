@@ -96,7 +96,8 @@ class ServiceThread(threading.Thread):
             if not self.scope.closed:
                 self.run_service()
         except BaseException as error:
-            self.fail(error)
+            if self.exc is not error:  # it may have been told already
+                self.fail(error)
             if self.reraise:
                 raise
         finally:

@@ -79,8 +79,14 @@ class _Submission(_Job):
         if self.future.cancelled():
             return self.drop()
         self.loop = asyncio.get_running_loop()
+        try:
+            self.task = self.loop.create_task(self.coro)
+        except BaseException as error:  # a task factory of the user's
+            self.coro.close()
+            if self.future.set_running_or_notify_cancel():
+                self.future.set_exception(error)
+            return
         self.futures.add(self.future)
-        self.task = self.loop.create_task(self.coro)
         self.task.add_done_callback(self.finish)
         self.future.add_done_callback(self.cancel)
 

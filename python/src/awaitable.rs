@@ -69,6 +69,13 @@ impl Awaitable {
         self.operation.renew(py, object);
     }
 
+    /// Ends a wait that somebody has begun and dropped without a word.
+    pub(crate) fn give_up(&mut self, py: Python<'_>) {
+        if self.state == State::Begun {
+            self.end(py);
+        }
+    }
+
     pub(crate) fn step(&mut self, py: Python<'_>) -> PyResult<Step> {
         if self.state == State::Done {
             return Err(PyRuntimeError::new_err(format!("cannot reuse already awaited {}()", self.name)));

@@ -24,7 +24,7 @@ use crate::entry::{Entry, LIVE, chain, innermost};
 use crate::event_loop::{call_soon, current_task, need_running_loop, now, running_loop, runs_here};
 use crate::once::Once;
 use crate::raw::{call, call_method};
-use crate::wake::lock;
+use crate::wake::{Born, lock};
 
 /// A region of code that can be cancelled, by anybody, for a reason, or by a deadline.
 ///
@@ -39,6 +39,7 @@ pub(crate) struct CancelScope {
     state: Mutex<State>,
     /// A copy of `State::cancelled` for checkpoints.
     cancelled: AtomicBool,
+    born: Born,
 }
 
 /// A handle of the loop's, and the loop.
@@ -189,7 +190,7 @@ impl CancelScope {
 
     fn make(deadline: Option<f64>, delay: Option<f64>, raise_timeout: bool) -> PyResult<Self> {
         let state = State { deadline: number(deadline)?, delay: number(delay)?, raise_timeout, ..State::default() };
-        Ok(CancelScope { state: Mutex::new(state), cancelled: AtomicBool::new(false) })
+        Ok(CancelScope { state: Mutex::new(state), cancelled: AtomicBool::new(false), born: Born::now() })
     }
 }
 
@@ -471,6 +472,9 @@ impl CancelScope {
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        if !self.born.exists() {
+            return Ok(());
+        }
         let Ok(state) = self.state.try_lock() else { return Ok(()) };
         visit.call(&state.reason)?;
         for (_, entry) in &state.entries {

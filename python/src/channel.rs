@@ -213,7 +213,10 @@ impl Channel {
 
 /// The sending end. Every method may be called from any thread, and from signal handlers.
 #[pyclass(frozen, subclass, dict, weakref, module = "microio")]
-pub(crate) struct ObjectSendChannel(Py<Channel>);
+pub(crate) struct ObjectSendChannel {
+    channel: Py<Channel>,
+    born: Born,
+}
 
 #[pymethods]
 impl ObjectSendChannel {
@@ -227,15 +230,15 @@ impl ObjectSendChannel {
     /// Raises ClosedResourceError after close() or fail(), BrokenResourceError when the receiver's loop is closed, and
     /// asyncio.QueueFull when a bounded channel is full.
     fn send_nowait(&self, py: Python<'_>, item: Py<PyAny>) -> PyResult<Option<u64>> {
-        self.0.get().send_nowait(py, item)
+        self.channel.get().send_nowait(py, item)
     }
 
     /// Sends when there is a place; tasks that wait are served in their order. Returns what `send_nowait()` returns.
     ///
     /// A send that is cancelled has not sent.
     fn send(&self, py: Python<'_>, item: Py<PyAny>) -> PyResult<Awaitable> {
-        let channel = self.0.clone_ref(py);
-        let sender = self.0.get().sender.clone();
+        let channel = self.channel.clone_ref(py);
+        let sender = self.channel.get().sender.clone();
         let wait = async move {
             let orphaned = Python::attach(|py| channel.get().is_orphaned(py))?;
             if orphaned && !sender.is_closed() {
@@ -251,42 +254,48 @@ impl ObjectSendChannel {
                 Ok(count.into_pyobject(py)?.unbind())
             })
         };
-        Ok(Awaitable::new("send", Waiting::new(self.0.clone_ref(py), wait)))
+        Ok(Awaitable::new("send", Waiting::new(self.channel.clone_ref(py), wait)))
     }
 
     /// Ends the stream: what was sent is still received, then comes EndOfStream. True for the call that did.
     fn close(&self) -> bool {
-        self.0.get().sender.close()
+        self.channel.get().sender.close()
     }
 
     /// Ends the stream with an exception: what was sent is still received, then it is raised. True for the call that did.
     fn fail(&self, exc: &Bound<'_, PyBaseException>) -> PyResult<bool> {
-        self.0.get().fail(exc)
+        self.channel.get().fail(exc)
     }
 
     /// Whether it was closed or failed.
     #[getter]
     fn closed(&self) -> bool {
-        self.0.get().sender.is_closed()
+        self.channel.get().sender.is_closed()
     }
 
     /// What the channel has seen until now.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        self.0.get().stats(py)
+        self.channel.get().stats(py)
     }
 
     fn __repr__(slf: &Bound<'_, Self>) -> PyResult<String> {
-        slf.get().0.get().describe(slf.as_any())
+        slf.get().channel.get().describe(slf.as_any())
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        visit.call(&self.0)
+        if !self.born.exists() {
+            return Ok(());
+        }
+        visit.call(&self.channel)
     }
 }
 
 /// The receiving end: for tasks of one loop, the one that it is bound to.
 #[pyclass(frozen, subclass, dict, weakref, module = "microio")]
-pub(crate) struct ObjectReceiveChannel(pub(crate) Py<Channel>);
+pub(crate) struct ObjectReceiveChannel {
+    pub(crate) channel: Py<Channel>,
+    born: Born,
+}
 
 #[pymethods]
 impl ObjectReceiveChannel {
@@ -303,7 +312,7 @@ impl ObjectReceiveChannel {
             Some(loop_) => loop_,
             None => need_running_loop(py)?,
         };
-        self.0.get().bind(py, loop_.unbind())
+        self.channel.get().bind(py, loop_.unbind())
     }
 
     /// Waits for the next item. Tasks that wait are served in their order.
@@ -311,7 +320,7 @@ impl ObjectReceiveChannel {
     /// Raises EndOfStream after close(), the exception after fail(), CancelledError in a cancelled scope; RuntimeError on
     /// another loop. A receive that is cancelled loses no item.
     fn receive(&self, py: Python<'_>) -> PyResult<Py<Awaitable>> {
-        awaitable(&self.0, py, false)
+        awaitable(&self.channel, py, false)
     }
 
     fn __aiter__(slf: Py<Self>) -> Py<Self> {
@@ -319,42 +328,45 @@ impl ObjectReceiveChannel {
     }
 
     fn __anext__(&self, py: Python<'_>) -> PyResult<Py<Awaitable>> {
-        awaitable(&self.0, py, true)
+        awaitable(&self.channel, py, true)
     }
 
     /// Takes what is queued now, at most `max_items`, without waiting. From any thread, bound or not.
     #[pyo3(signature = (max_items=None))]
     fn drain_nowait<'py>(&self, py: Python<'py>, max_items: Option<isize>) -> PyResult<Bound<'py, PyList>> {
-        PyList::new(py, self.0.get().drain(max_items))
+        PyList::new(py, self.channel.get().drain(max_items))
     }
 
     /// The same as the sender's.
     fn close(&self) -> bool {
-        self.0.get().sender.close()
+        self.channel.get().sender.close()
     }
 
     /// The same as the sender's.
     fn fail(&self, exc: &Bound<'_, PyBaseException>) -> PyResult<bool> {
-        self.0.get().fail(exc)
+        self.channel.get().fail(exc)
     }
 
     /// Whether it was closed or failed.
     #[getter]
     fn closed(&self) -> bool {
-        self.0.get().sender.is_closed()
+        self.channel.get().sender.is_closed()
     }
 
     /// What the channel has seen until now.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        self.0.get().stats(py)
+        self.channel.get().stats(py)
     }
 
     fn __repr__(slf: &Bound<'_, Self>) -> PyResult<String> {
-        slf.get().0.get().describe(slf.as_any())
+        slf.get().channel.get().describe(slf.as_any())
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        visit.call(&self.0)
+        if !self.born.exists() {
+            return Ok(());
+        }
+        visit.call(&self.channel)
     }
 }
 
@@ -366,7 +378,11 @@ pub(crate) fn generic(class: &Bound<'_, PyType>, item: &Bound<'_, PyAny>) -> PyR
 
 /// A receive to be awaited: the spare one, if nobody else holds it.
 fn awaitable(channel: &Py<Channel>, py: Python<'_>, iterates: bool) -> PyResult<Py<Awaitable>> {
-    let spare = &channel.get().spares[usize::from(iterates)];
+    let spares = &channel.get().spares;
+    for abandoned in spares.iter().filter_map(OnceLock::get).filter(|spare| is_last(spare, py)) {
+        abandoned.borrow_mut(py).give_up(py);
+    }
+    let spare = &spares[usize::from(iterates)];
     if let Some(spare) = spare.get().filter(|spare| is_last(spare, py)) {
         spare.borrow_mut(py).renew(py, channel.clone_ref(py).into_any());
         return Ok(spare.clone_ref(py));
@@ -462,5 +478,6 @@ pub(crate) fn create_channel(
         born: Born::now(),
     };
     let channel = Py::new(py, channel)?;
-    Ok((ObjectSendChannel(channel.clone_ref(py)), ObjectReceiveChannel(channel)))
+    let born = Born::now();
+    Ok((ObjectSendChannel { channel: channel.clone_ref(py), born }, ObjectReceiveChannel { channel, born }))
 }

@@ -120,15 +120,19 @@ impl CloseScope {
 
     /// Closes it with an exception; the reason is the exception's text unless given. True for the call that did.
     #[pyo3(signature = (exc, reason=None))]
-    fn fail(&self, exc: &Bound<'_, PyAny>, reason: Option<Py<PyAny>>) -> PyResult<bool> {
-        if self.core.is_closed() {
+    fn fail(slf: &Bound<'_, Self>, exc: &Bound<'_, PyAny>, reason: Option<Py<PyAny>>) -> PyResult<bool> {
+        let py = slf.py();
+        if slf.get().core.is_closed() {
             return Ok(false);
         }
         let reason = match reason {
             Some(reason) => reason,
-            None => PyString::new(exc.py(), &text(exc)).into_any().unbind(),
+            None => PyString::new(py, &text(exc)).into_any().unbind(),
         };
-        Ok(self.end(Some(reason), Some(exc.clone().unbind())))
+        if slf.is_exact_instance_of::<Self>() {
+            return Ok(slf.get().end(Some(reason), Some(exc.clone().unbind())));
+        }
+        call_method(intern!(py, "close"), [slf, reason.bind(py), exc], None)?.is_truthy()
     }
 
     /// Blocks until it is over, for at most `timeout` seconds (None: for ever). Whether it is.
@@ -192,6 +196,9 @@ impl CloseScope {
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        if !self.born.exists() {
+            return Ok(());
+        }
         self.tasks.visit(&visit)?;
         let Ok(why) = self.why.try_lock() else { return Ok(()) };
         visit.call(&why.reason)?;
@@ -319,6 +326,9 @@ impl WorkTracker {
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        if !self.born.exists() {
+            return Ok(());
+        }
         self.tasks.visit(&visit)?;
         let Ok(busy) = self.busy.try_lock() else { return Ok(()) };
         visit.call(&*busy)

@@ -26,7 +26,7 @@ use crate::line::{End, Ticket};
 use crate::raw::call;
 use crate::wake::lock;
 
-/// A real number, compared exactly.
+/// A real number, compared exactly; an integer beyond 64 bits as the nearest float.
 #[derive(Clone, Copy, Debug)]
 enum Priority {
     Int(i64),
@@ -204,7 +204,7 @@ impl PriorityReceiver {
         gate: Option<Py<PyAny>>,
     ) -> Self {
         PriorityReceiver {
-            channel: receive.get().0.clone_ref(py),
+            channel: receive.get().channel.clone_ref(py),
             key: Mutex::new(key),
             gate: Mutex::new(gate),
             heap: Mutex::default(),

@@ -213,7 +213,12 @@ impl RequestRegistry {
     /// Makes a request pending, and returns what can answer it. Raises what register() raises.
     fn reply(slf: &Bound<'_, Self>, key: Bound<'_, PyAny>) -> PyResult<ReplyHandle> {
         let waiter = slf.get().insert(slf.py(), &key)?;
-        Ok(ReplyHandle { registry: slf.clone().into_any().unbind(), key: key.unbind(), waiter: waiter.into_any() })
+        Ok(ReplyHandle {
+            registry: slf.clone().into_any().unbind(),
+            key: key.unbind(),
+            waiter: waiter.into_any(),
+            born: Born::now(),
+        })
     }
 
     /// Takes a request out, unanswered; with a waiter, only if it is that one's. Its waiter, or None.
@@ -323,6 +328,7 @@ impl RequestRegistry {
             registry: slf.clone().into_any().unbind(),
             key: key.clone().unbind(),
             waiter: waiter.clone_ref(py).into_any(),
+            born: Born::now(),
         };
         if let Err(error) = call(send, [Bound::new(py, reply)?.as_any()]) {
             waiter.get().abandon();
@@ -339,6 +345,9 @@ impl RequestRegistry {
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        if !self.born.exists() {
+            return Ok(());
+        }
         if let Ok(requests) = self.requests.try_lock() {
             visit.call(&*requests)?;
         }
@@ -399,6 +408,7 @@ pub(crate) struct ReplyHandle {
     /// What waits for the reply.
     #[pyo3(get)]
     waiter: Py<PyAny>,
+    born: Born,
 }
 
 impl ReplyHandle {
@@ -424,7 +434,7 @@ impl ReplyHandle {
 
     #[new]
     fn new(registry: Py<RequestRegistry>, key: Py<PyAny>, waiter: Py<Waiter>) -> Self {
-        ReplyHandle { registry: registry.into_any(), key, waiter: waiter.into_any() }
+        ReplyHandle { registry: registry.into_any(), key, waiter: waiter.into_any(), born: Born::now() }
     }
 
     /// Answers the request. True means that its waiter gets the value.
@@ -457,6 +467,9 @@ impl ReplyHandle {
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        if !self.born.exists() {
+            return Ok(());
+        }
         visit.call(&self.registry)?;
         visit.call(&self.key)?;
         visit.call(&self.waiter)

@@ -404,7 +404,8 @@ pub(crate) fn timeout(seconds: Option<f64>) -> PyResult<Option<Duration>> {
     }
 }
 
-static FORKS: AtomicU32 = AtomicU32::new(0);
+/// How many forks there have been, and one.
+static FORKS: AtomicU32 = AtomicU32::new(1);
 
 /// The process that an object was made in: who waited for it there does not exist in a forked child.
 #[derive(Clone, Copy)]
@@ -413,6 +414,12 @@ pub(crate) struct Born(u32);
 impl Born {
     pub(crate) fn now() -> Self {
         Born(FORKS.load(Ordering::Relaxed))
+    }
+
+    /// Whether the object is made. On 3.11 the garbage collector may come by when an object with a `__dict__` is still all
+    /// zeros: `__traverse__` asks this first.
+    pub(crate) fn exists(self) -> bool {
+        self.0 != 0
     }
 
     /// # Errors

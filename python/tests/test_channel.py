@@ -1160,3 +1160,15 @@ def test_a_bounded_channel_never_holds_more_than_its_capacity(run, busy_threads)
 
     with ThreadPoolExecutor(2) as pool:
         run(main())
+
+
+def test_a_receive_that_was_begun_and_dropped_does_not_stand_in_the_way(run):
+    async def main():
+        send, receive = create_channel()
+        begun = receive.receive()
+        begun.send(None)
+        del begun
+        send.send_nowait(1)
+        assert await anext(receive) == 1
+
+    run(main())

@@ -266,3 +266,15 @@ def test_a_loop_that_was_closed_early_does_not_hinder_the_close(loop_factory):
     left._log_destroy_pending = False  # it is meant to be left behind
     assert scope.close("bye") is True
     assert scope.wait(0) is True
+
+
+def test_fail_goes_through_an_overridden_close():
+    class Logged(CloseScope):
+        def close(self, reason=None, exc=None):
+            self.log = reason, exc
+            return super().close(reason, exc)
+
+    scope, cause = Logged(), ValueError("reader died")
+    assert scope.fail(cause)
+    assert scope.log == ("reader died", cause)
+    assert scope.closed and scope.exc is cause

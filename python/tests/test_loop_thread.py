@@ -898,3 +898,32 @@ def test_finished_calls_leave_nothing_behind(service):
     service.call_sync(nothing)
     gc.collect()
     assert gone() is None
+
+
+def test_a_task_factory_that_fails_fails_the_submission(service):
+    def factory(loop, coro, **kwargs):
+        raise ValueError("no tasks today")
+
+    async def work():
+        pytest.fail("it must not run")
+
+    service.call_sync(service.loop.set_task_factory, factory)
+    with pytest.raises(ValueError, match="no tasks today"):
+        service.submit(work()).result(10)
+    service.call_sync(service.loop.set_task_factory, None)
+
+
+def test_fail_is_told_of_one_failure_once(start):
+    class Logged(LoopServiceThread):
+        failures = 0
+
+        def fail(self, exc):
+            self.failures += 1
+            super().fail(exc)
+
+        async def run_async(self):
+            raise ValueError("no")
+
+    service = start(Logged(name="logged"))
+    service.join(10)
+    assert service.failures == 1

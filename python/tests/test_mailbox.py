@@ -402,3 +402,25 @@ def test_a_fence_that_is_submitted_after_a_drain_comes_behind_all_before_it(run)
         assert [await mailbox.get(), await mailbox.get()] == ["fence", "after"]
 
     run(main())
+
+
+@pytest.mark.parametrize("kind", [Mailbox, PriorityMailbox])
+def test_the_ends_may_be_replaced(run, kind):
+    """By a subclass that wants another answer to a late submit, for example."""
+
+    class Own(kind):
+        def __init__(self):
+            super().__init__()
+            self.send, self.receive = microio.create_channel(late_send="raise")
+
+    async def main():
+        mailbox = Own()
+        mailbox.submit(1)
+        mailbox.put(2)
+        mailbox.close()
+        assert await mailbox.get() == 1
+        assert [item async for item in mailbox] == [2]
+        with pytest.raises(ClosedResourceError):
+            mailbox.submit(3)
+
+    run(main())
