@@ -21,7 +21,7 @@ use pyo3::{PyTraverseError, PyVisit, intern};
 use slab::Slab;
 
 use crate::entry::{Entry, LIVE, chain, innermost};
-use crate::event_loop::{call_soon, current_task, need_running_loop, now, running_loop, runs_here};
+use crate::event_loop::{call_soon, current_task, now, running_loop, running_task, runs_here};
 use crate::once::Once;
 use crate::raw::{call, call_method};
 use crate::wake::{Born, lock};
@@ -124,11 +124,6 @@ fn arm(scope: &CancelScope, entry: &Bound<'_, Entry>) -> PyResult<()> {
     };
     let replaced = std::mem::replace(&mut lock(&scope.state).timer, timer);
     cancel_timer(py, replaced)
-}
-
-/// The task that is running here, whatever its loop.
-fn running_task(py: Python<'_>) -> PyResult<Option<Bound<'_, PyAny>>> {
-    running_loop(py)?.map_or(Ok(None), |loop_| current_task(&loop_))
 }
 
 /// Takes an entry out of its scope and of the running context, which it may not be the innermost of. The timer is to be
@@ -339,12 +334,16 @@ impl CancelScope {
     fn __enter__(slf: Bound<'_, Self>) -> PyResult<Bound<'_, Self>> {
         let py = slf.py();
         let outer = innermost(py)?;
-        let loop_ = match &outer {
-            // A child or a scope inside: at a fifth of the price of asking asyncio.
-            Some(outer) if runs_here(outer.get().loop_.bind(py))? => outer.get().loop_.bind(py).clone(),
-            _ => need_running_loop(py)?,
+        let (loop_, task) = match &outer {
+            // A child, or a scope inside another.
+            Some(outer) if runs_here(outer.get().loop_.bind(py))? => {
+                let loop_ = outer.get().loop_.bind(py).clone();
+                let task = current_task(&loop_)?;
+                (loop_, task)
+            }
+            _ => running_task(py)?,
         };
-        let Some(task) = current_task(&loop_)? else {
+        let Some(task) = task else {
             return Err(PyRuntimeError::new_err("a CancelScope is entered by a task, and none is running here"));
         };
         let base = task.call_method0(intern!(py, "cancelling"))?.extract()?;
@@ -418,7 +417,8 @@ impl CancelScope {
                 found = Some(entry);
             }
         }
-        if found.is_none() && running_task(py)?.is_none() {
+        let is_idle = || Ok::<_, PyErr>(running_loop(py)?.is_none() || running_task(py)?.1.is_none());
+        if found.is_none() && is_idle()? {
             // A coroutine that is closed after its loop has ended, or as garbage: its context is not the running one.
             found = slf.get().get(|state| state.entries.iter().next().map(|(_, entry)| entry.clone_ref(py)));
         }

@@ -4,11 +4,11 @@ use std::cell::Cell;
 
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyTuple};
 
 use crate::once::Once;
 use crate::raw::call_method;
-use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyTuple};
 
 /// The loop that this thread is running.
 pub(crate) fn running_loop(py: Python<'_>) -> PyResult<Option<Bound<'_, PyAny>>> {
@@ -22,20 +22,44 @@ pub(crate) fn need_running_loop(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
     running_loop(py)?.ok_or_else(|| PyRuntimeError::new_err("no running event loop"))
 }
 
-/// The task that `loop_` is running.
-pub(crate) fn current_task<'py>(loop_: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyAny>>> {
+/// Up to 3.13 the current tasks stand in a dict, by loop, and to look there costs a tenth of the call on 3.11.
+fn current_tasks(py: Python<'_>) -> PyResult<&Bound<'_, PyAny>> {
     static CURRENT: Once<Py<PyAny>> = Once::new();
-    let py = loop_.py();
-    // Up to 3.13 the current tasks stand in a dict, and to look there costs a tenth of the call on 3.11.
     let current = CURRENT.get_or_make(py, || {
         let tasks = py.import("asyncio.tasks")?;
         let name = if py.version_info() < (3, 14) { "_current_tasks" } else { "current_task" };
         tasks.getattr(name).map(Bound::unbind)
     })?;
-    match current.bind(py).cast::<PyDict>() {
+    Ok(current.bind(py))
+}
+
+/// The task that `loop_` is running.
+pub(crate) fn current_task<'py>(loop_: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyAny>>> {
+    let current = current_tasks(loop_.py())?;
+    match current.cast::<PyDict>() {
         Ok(tasks) => tasks.get_item(loop_),
-        Err(_) => Ok(Some(current.bind(py).call1((loop_,))?).filter(|task| !task.is_none())),
+        Err(_) => Ok(Some(current.call1((loop_,))?).filter(|task| !task.is_none())),
     }
+}
+
+/// The loop that this thread is running, and the task that the loop is running.
+///
+/// # Errors
+/// RuntimeError, if there is no loop.
+pub(crate) fn running_task(py: Python<'_>) -> PyResult<(Bound<'_, PyAny>, Option<Bound<'_, PyAny>>)> {
+    if let Ok(tasks) = current_tasks(py)?.cast::<PyDict>() {
+        // One task in the whole process, and its loop runs here: to ask asyncio would cost a system call on 3.11.
+        if tasks.len() == 1 {
+            if let Some((loop_, task)) = tasks.iter().next() {
+                if runs_here(&loop_)? {
+                    return Ok((loop_, Some(task)));
+                }
+            }
+        }
+    }
+    let loop_ = need_running_loop(py)?;
+    let task = current_task(&loop_)?;
+    Ok((loop_, task))
 }
 
 /// Whether this thread is in a step of a task of `loop_`. Not so in a signal handler that interrupts the loop's select: there

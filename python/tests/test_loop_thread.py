@@ -927,3 +927,15 @@ def test_fail_is_told_of_one_failure_once(start):
     service = start(Logged(name="logged"))
     service.join(10)
     assert service.failures == 1
+
+
+@pytest.mark.skipif(not hasattr(asyncio, "eager_task_factory"), reason="eager tasks came with 3.12")
+def test_a_submission_that_is_done_eagerly_has_its_result(service, loop_factory):
+    async def work():
+        return "done"
+
+    if loop_factory is not asyncio.new_event_loop:
+        pytest.skip("uvloop takes no eager tasks")
+    service.call_sync(service.loop.set_task_factory, asyncio.eager_task_factory)
+    assert service.submit(work()).result(10) == "done"
+    service.call_sync(service.loop.set_task_factory, None)
