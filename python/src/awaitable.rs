@@ -1,7 +1,7 @@
 //! What `receive()`, `sleep()` and their like return: one class for all, with the methods of a coroutine.
 //!
-//! An [`Operation`] says what happens at each step; [`Awaitable`] speaks the protocol. Its two hot slots, which PyO3 cannot
-//! write, are in `raw.rs`.
+//! An [`Operation`] says what happens at each step; [`Awaitable`] speaks the protocol. Its hot slots, which PyO3 cannot write,
+//! are in `raw.rs`.
 
 use std::future::Future;
 use std::pin::Pin;

@@ -21,8 +21,8 @@ use pyo3::{PyTraverseError, PyVisit, intern};
 use slab::Slab;
 
 use crate::entry::{Entry, LIVE, chain, innermost};
+use crate::errors::cancelled_type;
 use crate::event_loop::{call_soon, current_task, now, running_loop, running_task, runs_here};
-use crate::once::Once;
 use crate::raw::{call, call_method};
 use crate::wake::{Born, lock};
 
@@ -503,11 +503,6 @@ impl Drop for CancelScope {
         drop(state);
         drop(entries);
     }
-}
-
-fn cancelled_type(py: Python<'_>) -> PyResult<&Bound<'_, PyAny>> {
-    static TYPE: Once<Py<PyAny>> = Once::new();
-    TYPE.import(py, "asyncio", "CancelledError")
 }
 
 /// A scope that is cancelled after `delay` seconds (None: never), and swallows that.

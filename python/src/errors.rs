@@ -55,10 +55,16 @@ pub(crate) fn named_error(
     made.map_or_else(|error| error, PyErr::from_value)
 }
 
+static CANCELLED: Once<Py<PyAny>> = Once::new();
+
+/// The class `asyncio.CancelledError`.
+pub(crate) fn cancelled_type(py: Python<'_>) -> PyResult<&Bound<'_, PyAny>> {
+    CANCELLED.import(py, "asyncio", "CancelledError")
+}
+
 /// An `asyncio.CancelledError`.
 pub(crate) fn cancelled(py: Python<'_>, message: Option<&Bound<'_, PyAny>>) -> PyErr {
-    static TYPE: Once<Py<PyAny>> = Once::new();
-    named_error(py, &TYPE, "asyncio", "CancelledError", message)
+    named_error(py, &CANCELLED, "asyncio", "CancelledError", message)
 }
 
 /// An `asyncio.InvalidStateError`.

@@ -1,8 +1,9 @@
 //! The native part of the Python package: the core's primitives as classes, woken by asyncio.
 //!
-//! - `wake`: the asyncio host; `awaitable`: what is awaited, and `raw`: the only unsafe code
-//! - `errors`: exceptions that are kept and raised later
-//! - `close`, `cancel`, `channel`, `priority`, `registry`: one concept each
+//! - `wake`: the asyncio host, and `event_loop`: what it asks of a loop; `awaitable`: what is awaited
+//! - `raw`: the only unsafe code; `once`: what is looked up once; `errors`: exceptions that are kept and raised later
+//! - `close`; `cancel` with `entry` (who is in which scope) and `checkpoint`; `channel` with `line` (who waits in it) and
+//!   `priority`; `registry` with `waiter`: a concept each
 //!
 //! What is not hot stays Python: the task group, actors, threads (`python/microio`).
 
@@ -36,7 +37,6 @@ mod native {
     use crate::checkpoint::{checkpoint, checkpoint_if_cancelled, current_cancel_scope, sleep};
     #[pymodule_export]
     use crate::close::{CloseScope, WorkTracker};
-
     #[pymodule_export]
     use crate::priority::PriorityReceiver;
     #[pymodule_export]

@@ -1,7 +1,7 @@
 //! The tasks that wait in `receive()`: they stand in a line, first in, first out.
 //!
-//! The core's channel has one receiver and one waker. Only the first in the line is woken; whoever leaves the line looks after
-//! the next.
+//! The core's channel has one receiver and one waker, which wakes the first in the line. Whoever leaves the line looks after those
+//! behind: one for each item that is left, a batch at a time.
 //!
 //! # Invariants
 //!
@@ -93,7 +93,8 @@ impl Inbox {
         }
     }
 
-    fn turn(&mut self, ticket: &Ticket) -> Option<Turn> {
+    /// None if the loop has to go round first.
+    fn standing(&mut self, ticket: &Ticket) -> Option<Standing> {
         let is_next = self.is_next(ticket);
         if is_next && ticket.place.is_none() {
             if self.credit == 0 {
@@ -102,7 +103,7 @@ impl Inbox {
             }
             self.credit -= 1;
         }
-        Some(Turn { is_next, nudges: self.nudges })
+        Some(Standing { is_next, nudges: self.nudges })
     }
 
     /// Leaves the line. Who comes next is woken, if there is something to look at.
@@ -121,8 +122,9 @@ impl Inbox {
     }
 }
 
-/// Whose turn it is to take something out.
-pub(crate) struct Turn {
+/// What a ticket is worth at the moment.
+pub(crate) struct Standing {
+    /// Nobody stands before it.
     pub(crate) is_next: bool,
     /// How many nudges there have been until now.
     pub(crate) nudges: u64,
@@ -163,28 +165,28 @@ impl Line {
     /// The next item, if it is this one's turn.
     pub(crate) fn look(&self, ticket: &mut Ticket) -> Look {
         let (look, left) = self.with_inbox(|inbox| {
-            let Some(turn) = inbox.turn(ticket) else { return (Look::Pass, Left::default()) };
-            if !turn.is_next {
-                return (Look::Wait(turn.nudges), Left::default());
+            let Some(standing) = inbox.standing(ticket) else { return (Look::Pass, Left::default()) };
+            if !standing.is_next {
+                return (Look::Wait(standing.nudges), Left::default());
             }
             let look = match inbox.receiver.try_recv() {
                 Ok(item) => Look::Item(item),
-                Err(TryRecvError::Empty) => return (Look::Wait(turn.nudges), Left::default()),
+                Err(TryRecvError::Empty) => return (Look::Wait(standing.nudges), Left::default()),
                 Err(TryRecvError::EndOfStream) => Look::Ended(End::Closed),
                 Err(TryRecvError::Failed(_)) => Look::Ended(End::Failed),
             };
             (look, inbox.leave(ticket, &self.waker))
         });
-        if matches!(look, Look::Item(_)) && ticket.task.is_some() {
+        if matches!(look, Look::Item(_)) {
             self.tasks.leave(&mut ticket.task);
         }
         left.wake();
         look
     }
 
-    /// Whose turn it is; None if the loop has to go round first.
-    pub(crate) fn turn(&self, ticket: &Ticket) -> Option<Turn> {
-        self.lock().turn(ticket)
+    /// For who looks elsewhere than here; None if the loop has to go round first.
+    pub(crate) fn standing(&self, ticket: &Ticket) -> Option<Standing> {
+        self.lock().standing(ticket)
     }
 
     /// Stands in the line, or in its place there; None if there is something to look at now.

@@ -312,8 +312,8 @@ impl Operation for Get {
         let channel = this.channel.get();
         let loop_ = channel.enter(py)?;
         check(py)?;
-        let Some(turn) = channel.line.turn(&self.ticket) else { return Ok(Step::Pass) };
-        if turn.is_next {
+        let Some(standing) = channel.line.standing(&self.ticket) else { return Ok(Step::Pass) };
+        if standing.is_next {
             let end = this.sort(py)?;
             if let Some(item) = { lock(&this.heap).pop_above_floor() } {
                 channel.line.lock().receiver.count(1);
@@ -326,7 +326,7 @@ impl Operation for Get {
                 Some(end) => return Err(channel.end(py, end)),
             }
         }
-        Ok(channel.line.stand(py, &loop_, &mut self.ticket, turn.nudges)?.unwrap_or(Step::Pass))
+        Ok(channel.line.stand(py, &loop_, &mut self.ticket, standing.nudges)?.unwrap_or(Step::Pass))
     }
 
     fn leave(&mut self, _py: Python<'_>) {

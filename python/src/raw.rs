@@ -102,22 +102,6 @@ pub(crate) fn get_item<'py>(dict: &Bound<'py, PyDict>, key: Any<'_, 'py>) -> PyR
     }
 }
 
-/// `del dict[key]`, likewise.
-pub(crate) fn del_item(dict: &Bound<'_, PyDict>, key: Any<'_, '_>) -> PyResult<()> {
-    let delete = {
-        type Unwinding = unsafe extern "C-unwind" fn(*mut ffi::PyObject, *mut ffi::PyObject) -> std::ffi::c_int;
-        type Plain = unsafe extern "C" fn(*mut ffi::PyObject, *mut ffi::PyObject) -> std::ffi::c_int;
-        let function: Plain = ffi::PyDict_DelItem;
-        // SAFETY: as in `may_unwind`.
-        std::hint::black_box(unsafe { std::mem::transmute::<Plain, Unwinding>(function) })
-    };
-    let hang = Hang;
-    // SAFETY: borrowed references to live objects.
-    let failed = unsafe { delete(dict.as_ptr(), key.as_ptr()) };
-    std::mem::forget(hang);
-    if failed == 0 { Ok(()) } else { Err(PyErr::fetch(dict.py())) }
-}
-
 /// The stable ABI of 3.11 has no vectorcall.
 #[cfg(feature = "abi3")]
 fn call_any<'py>(

@@ -22,13 +22,13 @@ use std::time::Duration;
 
 use pyo3::exceptions::{PyBaseException, PyKeyError, PyTimeoutError};
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyInt, PyString, PyTuple, PyType};
+use pyo3::types::{PyDict, PyTuple, PyType};
 use pyo3::{PyTraverseError, PyVisit, intern};
 
 use crate::awaitable::{Awaitable, Keep, Waiting};
 use crate::channel::generic;
 use crate::errors::{Raised, broken, closed};
-use crate::raw::{call, call_method, del_item, get_item};
+use crate::raw::{call, call_method, get_item};
 use crate::waiter::{Answer, Waiter, answered, not_negative, wait};
 use crate::wake::{Born, beside_exception, lock, no_arguments};
 
@@ -86,13 +86,6 @@ impl RequestRegistry {
         let requests = self.requests(py);
         if !get_item(&requests, key)?.is_some_and(|found| found.is(waiter)) {
             return Ok(false);
-        }
-        if key.is_exact_instance_of::<PyInt>() || key.is_exact_instance_of::<PyString>() {
-            // Nobody's code runs between the two steps; unless by way of another key with the same hash, which is still there.
-            return match del_item(&requests, key) {
-                Err(gone) if gone.is_instance_of::<PyKeyError>(py) => Ok(false),
-                deleted => deleted.map(|()| true),
-            };
         }
         let popped = pop(&requests, key)?;
         if popped.is(waiter) {

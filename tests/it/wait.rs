@@ -9,7 +9,7 @@ use std::task::{Poll, Wake, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use microio::host::{Blocked, LoopMark, Park, block_on_with, current_loop, may_block};
+use microio::host::{Blocked, LoopMark, Park, Waiters, block_on_with, current_loop, may_block};
 use microio::{
     CancelScope, CloseScope, PriorityMailbox, RecvBlockingError, RequestError, RequestRegistry, SendBlockingError,
     WaitError, WorkTracker, bounded, channel,
@@ -392,4 +392,22 @@ mod tokio_contexts {
             assert!(runtime.block_on(left));
         }
     }
+}
+
+#[test]
+fn waiters_are_shown_in_their_order_and_stay() {
+    let wakers = [(); 3].map(|()| meddler(|| {}));
+    let (mut waiters, mut keys) = (Waiters::default(), [None; 3]);
+    for (waker, key) in wakers.iter().zip(&mut keys) {
+        assert!(waiters.park(key, waker.clone()).is_none());
+    }
+    let order = |waiters: &Waiters| -> Vec<usize> {
+        waiters.iter().map(|shown| wakers.iter().position(|waker| waker.will_wake(shown)).unwrap()).collect()
+    };
+    let [first, second, _] = keys.map(Option::unwrap);
+    assert_eq!((order(&waiters), waiters.queued()), (vec![0, 1, 2], 3));
+    assert!(waiters.is_first(first) && !waiters.is_first(second));
+    drop(waiters.remove(first));
+    assert_eq!(order(&waiters), [1, 2]);
+    assert!(waiters.is_first(second));
 }
