@@ -79,6 +79,13 @@ impl CloseError {
     }
 }
 
+/// The end of one thing as the reason for another's.
+impl From<CloseError> for Reason {
+    fn from(end: CloseError) -> Self {
+        end.into_reason()
+    }
+}
+
 display!(CloseError {
     CloseError::Closed(reason) => "{reason}",
     CloseError::Failed(cause) => "{cause}" from cause.source(),
@@ -161,6 +168,13 @@ impl CloseScope {
         }
     }
 
+    /// Ends with `other`, in the same way, unless it has ended before.
+    #[track_caller]
+    pub(crate) fn follow(&self, other: &CloseScope) {
+        let hook: Weak<Inner> = Arc::downgrade(&self.0);
+        other.on_close(hook);
+    }
+
     fn ended(&self) -> Option<CloseError> {
         if !self.is_closed() {
             return None;
@@ -206,6 +220,12 @@ impl CloseScope {
         if let Some(hook) = hook.upgrade() {
             hook.on_close(&end, Location::caller());
         }
+    }
+}
+
+impl OnClose for Inner {
+    fn on_close(self: Arc<Self>, end: &CloseError, _at: &'static Location<'static>) {
+        CloseScope(self).end(end.clone());
     }
 }
 

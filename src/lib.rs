@@ -43,7 +43,7 @@ pub use thread::{ServiceContext, ServiceThread};
 #[cfg(feature = "tokio")]
 pub use rt::{
     CallError, GroupError, LoopContext, LoopHandle, LoopServiceThread, ShutdownReport, StartError, Submitted, Task,
-    TaskGroup, TaskOutcome, TaskStatus, TimedOut, fail_after, move_on_after, sleep, task_group,
+    TaskGroup, TaskOutcome, TaskStatus, TimedOut, block_in_place, fail_after, move_on_after, sleep, task_group,
 };
 
 /// For those who host the primitives on another loop than tokio's, as this crate's Python package does. Not covered by the

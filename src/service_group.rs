@@ -4,6 +4,7 @@ use std::error::Error;
 use std::fmt;
 use std::time::{Duration, Instant};
 
+use crate::close::CloseScope;
 use crate::error::{Name, Reason};
 use crate::log::log;
 use crate::service::{Deadline, Service, ServiceError};
@@ -22,12 +23,16 @@ use crate::wait::may_block;
 ///     }));
 /// }
 /// group.start_all(None)?;
-/// let report = group.stop_join("bye", None);
+/// let whoever = group.scope().clone(); // given to whoever may end it all
+/// whoever.close("bye");
+/// let why = group.scope().wait_blocking(None).unwrap(); // or until a service of its own accord ends, or fails
+/// let report = group.stop_join(why, None);
 /// assert!(report.errors.is_empty() && report.stuck.is_empty());
 /// # Ok::<(), microio::StartAllError>(())
 /// ```
 pub struct ServiceGroup {
     name: Name,
+    scope: CloseScope,
     services: Vec<Box<dyn Service>>,
 }
 
@@ -55,13 +60,23 @@ pub struct StopReport {
 impl ServiceGroup {
     /// A group with no services in it.
     pub fn new(name: impl Into<Name>) -> Self {
-        ServiceGroup { name: name.into(), services: Vec::new() }
+        ServiceGroup { name: name.into(), scope: CloseScope::new(), services: Vec::new() }
     }
 
     /// Adds a service, to be started after those that are there.
     pub fn add(&mut self, service: impl Service + 'static) -> &mut Self {
+        self.scope.follow(service.scope());
         self.services.push(Box::new(service));
         self
+    }
+
+    /// The end of the group: closed when somebody stops the group, and when one of its services is stopped, ends or fails, with
+    /// that service's reason or cause. Whoever waits for it hears of all of these.
+    ///
+    /// Closing it says that the group is to end, and why. It stops no service: that is done by whoever waits for it and then
+    /// calls [`stop_join`](ServiceGroup::stop_join), in the order that suits the services.
+    pub fn scope(&self) -> &CloseScope {
+        &self.scope
     }
 
     /// Starts the services one after the other, each when the one before is ready; all within `timeout` (None: for ever).
@@ -123,6 +138,7 @@ impl ServiceGroup {
     /// Asks all services to stop, the last started first. Never blocks.
     pub fn stop(&self, why: impl Into<Reason>) {
         let why = why.into();
+        self.scope.close(why.clone());
         for service in self.services.iter().rev() {
             service.stop(why.clone());
         }

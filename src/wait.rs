@@ -414,10 +414,25 @@ pub fn current_loop() -> u64 {
     LOOP.try_with(Cell::get).unwrap_or(0)
 }
 
+per_thread!(STANDS: Cell<bool> = Cell::new(false));
+
+/// Calls `f` with blocking waits allowed, on a thread whose loop stands still meanwhile.
+#[cfg(feature = "tokio")]
+pub(crate) fn stand_still<R>(f: impl FnOnce() -> R) -> R {
+    struct Restore(bool);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            let _ = STANDS.try_with(|stands| stands.set(self.0));
+        }
+    }
+    let _restore = Restore(STANDS.with(|stands| stands.replace(true)));
+    f()
+}
+
 /// Whether this thread may block here. The one place that answers; asked on every blocking call, also when the value is
 /// ready, so that the answer does not depend on timing.
 pub fn may_block() -> bool {
-    current_loop() == 0 && !in_async_worker()
+    STANDS.try_with(Cell::get).unwrap_or(false) || current_loop() == 0 && !in_async_worker()
 }
 
 #[cfg(feature = "tokio")]

@@ -24,7 +24,7 @@ use crate::entry::{Entry, LIVE, chain, innermost};
 use crate::errors::cancelled_type;
 use crate::event_loop::{call_soon, current_task, now, running_loop, running_task, runs_here};
 use crate::raw::{call, call_method};
-use crate::wake::{Born, lock};
+use crate::wake::{Born, block, lock};
 
 /// A region of code that can be cancelled, by anybody, for a reason, or by a deadline.
 ///
@@ -59,6 +59,8 @@ struct State {
     counted: bool,
     /// The timer of the deadline.
     timer: Timer,
+    /// For threads that wait for the cancel; made by the first, closed and taken by the cancel.
+    waited_for: Option<microio::CloseScope>,
 }
 
 /// The cancel itself. Tasks of the loop `inline` are suspended, and cancelled at once.
@@ -81,8 +83,12 @@ fn end(
     scope.cancelled.store(true, Ordering::Release);
     state.recount();
     let entries: Vec<_> = state.entries.iter().map(|(_, entry)| entry.clone_ref(py)).collect();
+    let waited_for = state.waited_for.take();
     drop(state);
     drop(assigned);
+    if let Some(waited_for) = waited_for {
+        waited_for.close("cancelled");
+    }
     for entry in entries {
         if inline.is_some_and(|loop_| loop_.is(&entry.get().loop_)) {
             entry.get().deliver(py)?;
@@ -329,6 +335,21 @@ impl CancelScope {
     #[pyo3(signature = (reason=None, *, wake=false))]
     fn cancel(&self, py: Python<'_>, reason: Option<Py<PyAny>>, wake: bool) -> PyResult<bool> {
         end(self, py, reason, false, wake, None)
+    }
+
+    /// Blocks until it is cancelled, for at most `timeout` seconds (None: for ever). Whether it is. For code that blocks its
+    /// thread, as a cell of an interpreter does. A deadline is the loop's: while that is blocked, none passes.
+    #[pyo3(signature = (timeout=None))]
+    fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
+        let timeout = crate::wake::timeout(timeout)?;
+        self.born.check("CancelScope")?;
+        let mut state = lock(&self.state);
+        if state.cancelled {
+            return Ok(true);
+        }
+        let cancelled = state.waited_for.get_or_insert_default().closed();
+        drop(state);
+        Ok(block(py, cancelled, timeout)?.is_some())
     }
 
     fn __enter__(slf: Bound<'_, Self>) -> PyResult<Bound<'_, Self>> {

@@ -33,6 +33,51 @@ async def nothing_pending():
 # Cancel
 
 
+def test_a_thread_that_waits_for_the_cancel_is_woken_by_it():
+    scope, results = CancelScope(), []
+    assert scope.wait(0) is False
+    assert scope.wait(0.01) is False
+    waiters = [threading.Thread(target=lambda: results.append(scope.wait(30))) for _ in range(3)]
+    for waiter in waiters:
+        waiter.start()
+    scope.cancel("enough")
+    for waiter in waiters:
+        waiter.join(30)
+    assert results == [True] * 3
+    assert scope.wait(0) is True, "also those that come later"
+    with pytest.raises(ValueError):
+        scope.wait(float("nan"))
+
+
+def test_a_cell_that_blocks_its_loop_is_interrupted_by_another_thread(run):
+    async def main():
+        with CancelScope() as scope:
+            interrupt = threading.Thread(target=scope.cancel, args=["interrupt"])
+            interrupt.start()
+            assert scope.wait(30) is True
+            interrupt.join()
+            checkpoint_if_cancelled()
+        assert scope.cancelled_caught
+        await nothing_pending()
+
+    run(main())
+
+
+def test_the_wait_for_a_cancel_follows_a_deadline_that_passes_elsewhere(run):
+    async def main():
+        with move_on_after(0.01) as scope:
+            assert await asyncio.to_thread(scope.wait, 30) is True
+            await forever()
+        assert scope.timed_out
+        with scope:
+            assert scope.wait(0) is False, "entered again: a cancel to come is waited for anew"
+            scope.cancel()
+            assert scope.wait(0) is True
+            await forever()
+
+    run(main())
+
+
 def test_cancel_stops_the_body_at_its_next_await_and_the_scope_catches(run):
     async def main():
         steps = []

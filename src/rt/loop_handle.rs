@@ -287,6 +287,9 @@ impl<T> Submitted<T> {
     /// # Errors
     /// No output, and why. After `TimedOut` the future goes on.
     pub fn wait_blocking(self, timeout: Option<Duration>) -> Result<T, CallError> {
+        if current_loop() == self.0.inner.id {
+            return Err(CallError::WouldBlock); // in a `block_in_place`, which allows all other waits
+        }
         block_on(self, timeout).unwrap_or_else(|blocked| Err(blocked.into()))
     }
 

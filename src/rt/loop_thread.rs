@@ -27,11 +27,12 @@ use super::time::move_on_after;
 use crate::channel::{Receiver, channel};
 use crate::close::CloseScope;
 use crate::error::{Failure, Name, Reason};
-use crate::host::LoopMark;
+use crate::host::{LoopMark, current_loop};
 use crate::log::log;
 use crate::service::{Service, ServiceError, Shared, sealed};
 use crate::sync::{Arc, Mutex, Ordering};
 use crate::thread::{ServiceContext, ServiceThread};
+use crate::wait::stand_still;
 
 /// A service with an event loop of its own, on a thread of its own.
 ///
@@ -171,6 +172,39 @@ impl LoopContext {
     pub fn handle(&self) -> &LoopHandle {
         &self.handle
     }
+}
+
+/// Calls `f`, which may block, on a [`LoopServiceThread`]'s own thread: the loop stands still until it returns.
+///
+/// For a thread that belongs to blocking code, an interpreter for one, and has a loop to be reached by: between two calls the
+/// loop is alive, and during one every microio wait may block. What the loop has to do meanwhile waits: its tasks, its timers,
+/// what is sent to it, and its stop, too. So `f` must not wait for anything that is to come from this very loop: that would
+/// wait for ever. (Of its own service, and of a future [submitted](LoopHandle::submit) to it, that is found out: `WouldBlock`.)
+///
+/// On any other thread it just calls `f`, and a blocking wait in an async worker is refused as ever.
+///
+/// # Panics
+/// If `f` does.
+///
+/// ```
+/// use microio::{CancelScope, LoopServiceThread, Service, block_in_place};
+/// let interrupt = CancelScope::new();
+/// let service = LoopServiceThread::new("interpreter", {
+///     let interrupt = interrupt.clone();
+///     move |cx| async move {
+///         cx.started();
+///         let why = block_in_place(|| interrupt.wait_blocking(None))?; // where an evaluation would run
+///         println!("interrupted: {why}");
+///         Ok(())
+///     }
+/// });
+/// service.start()?;
+/// interrupt.cancel("enough");
+/// service.join(None)?;
+/// # Ok::<(), microio::ServiceError>(())
+/// ```
+pub fn block_in_place<R>(f: impl FnOnce() -> R) -> R {
+    if current_loop() == 0 { f() } else { stand_still(f) }
 }
 
 /// The body of the service thread: the loop's whole life.

@@ -17,7 +17,7 @@ use tokio::task::coop::{RestoreOnPending, poll_proceed};
 
 pub use child::TaskOutcome;
 pub use loop_handle::{CallError, LoopHandle, Submitted};
-pub use loop_thread::{LoopContext, LoopServiceThread};
+pub use loop_thread::{LoopContext, LoopServiceThread, block_in_place};
 pub use task::{StartError, Task, TaskStatus};
 pub use task_group::{GroupError, ShutdownReport, TaskGroup, task_group};
 pub use time::{TimedOut, fail_after, move_on_after, sleep};

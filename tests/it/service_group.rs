@@ -357,3 +357,41 @@ mod asynchronous {
         service.join(Some(LONG)).unwrap();
     }
 }
+
+#[test]
+fn the_scope_of_a_group_ends_with_the_first_of_its_services_and_with_its_reason_or_cause() {
+    let (log, cause) = (Log::default(), Failure::msg("lost the socket"));
+    let (fail, failing) = mpsc::channel::<()>();
+    let two = ServiceThread::new("two", {
+        let cause = cause.clone();
+        move |cx| {
+            cx.started();
+            let _told = failing.recv();
+            Err(cause)
+        }
+    });
+    let one = good("one", &log);
+    let group = group(&[&one, &two]);
+    group.start_all(Some(LONG)).unwrap();
+    assert!(!group.scope().is_closed());
+    drop(fail);
+    assert!(group.scope().wait_blocking(Some(LONG)).is_ok());
+    assert!(group.scope().cause().is_some_and(|seen| seen.ptr_eq(&cause)));
+    assert!(!one.scope().is_closed(), "the scope says that it is over; stopping is for who waits for it");
+    let report = group.stop_join(group.scope().check().unwrap_err(), Some(LONG));
+    assert_eq!(report.errors.len(), 1);
+    assert_eq!(*log.lock().unwrap(), ["one: lost the socket"], "the end of the group is the reason of the stop");
+}
+
+#[test]
+fn the_scope_of_a_group_is_closed_by_a_stop_of_the_group_or_of_one_of_its_services() {
+    let log = Log::default();
+    let of_one = good("one", &log);
+    let alone = group(&[&of_one, &good("two", &log)]);
+    of_one.stop("enough of one".into());
+    assert_eq!(alone.scope().reason().unwrap().to_string(), "enough of one");
+    let all = group(&[&good("three", &log)]);
+    all.stop("bye");
+    assert_eq!(all.scope().reason().unwrap().to_string(), "bye");
+    assert!(!all.scope().close("late"));
+}

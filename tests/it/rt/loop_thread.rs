@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use microio::{
     CallError, CloseScope, Failure, GroupError, LoopContext, LoopHandle, LoopServiceThread, Reason, Service,
-    ServiceError, ServiceGroup, ServiceState, Submitted, WaitError, shield, sleep,
+    ServiceError, ServiceGroup, ServiceState, Submitted, WaitError, block_in_place, shield, sleep,
 };
 use tokio::task::yield_now;
 
@@ -354,6 +354,53 @@ fn a_blocking_wait_on_the_loop_thread_is_refused() {
 }
 
 // ---- before, during and after
+
+#[test]
+fn a_blocking_wait_in_block_in_place_is_allowed_and_only_there() {
+    let (scope, inner) = (CloseScope::new(), CloseScope::new());
+    let (waiting, waits) = mpsc::channel();
+    let service = begun("interpreter", {
+        let (scope, inner) = (scope.clone(), inner.clone());
+        move |cx| async move {
+            cx.started();
+            let ended = block_in_place(|| {
+                let panicked = std::panic::catch_unwind(|| block_in_place(|| panic!("in the inner one")));
+                assert!(panicked.is_err());
+                waiting.send(()).unwrap();
+                scope.wait_blocking(Some(LONG))
+            });
+            assert!(ended.is_ok_and(|end| end.to_string() == "go on"));
+            assert_eq!(inner.wait_blocking(None).unwrap_err(), WaitError::WouldBlock, "outside of it");
+            Ok(())
+        }
+    });
+    waits.recv().unwrap();
+    let late = service.handle().call_soon(|| ()).is_ok();
+    assert!(late, "what is sent to a loop that stands still waits");
+    assert!(!service.scope().is_closed());
+    scope.close("go on");
+    service.join(Some(LONG)).unwrap();
+}
+
+#[test]
+fn block_in_place_finds_out_who_waits_for_the_very_loop() {
+    let service = begun("selfish", |cx| async move {
+        cx.started();
+        let never = cx.handle().submit(async { 1 });
+        assert!(matches!(block_in_place(|| never.wait_blocking(None)), Err(CallError::WouldBlock)));
+        let inline = block_in_place(|| cx.handle().call_sync(|| 2, None));
+        assert_eq!(inline.unwrap(), 2);
+        Ok(())
+    });
+    service.join(Some(LONG)).unwrap();
+}
+
+#[test]
+fn block_in_place_allows_nothing_in_a_foreign_worker() {
+    let refused = block_on(async { block_in_place(|| CloseScope::new().wait_blocking(None)) });
+    assert_eq!(refused.unwrap_err(), WaitError::WouldBlock);
+    assert_eq!(block_in_place(|| CloseScope::new().wait_blocking(Some(SOON))).unwrap_err(), WaitError::TimedOut);
+}
 
 #[test]
 fn what_is_sent_before_the_start_is_done_after_it() {
