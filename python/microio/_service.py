@@ -78,6 +78,7 @@ class ServiceThread(threading.Thread):
         # What came of the start: closed when ready; failed when it can no longer be. It is no Event, for stop() closes
         # it, and that may be called by a signal handler.
         self._service_start = CloseScope()
+        self._service_groups: list[CloseScope] = []  # the ends of the groups that it is in
 
     def start(self) -> None:
         """Starts the thread. If it was stopped before, it ends at once and does nothing."""
@@ -103,6 +104,7 @@ class ServiceThread(threading.Thread):
         finally:
             if not self._service_start.closed:
                 self._service_start.fail(RuntimeError(f"{self.name} exited before it was ready"))
+            self._service_tell_groups(f"{self.name} has ended", self._service_failure() or self._service_start.exc)
             self.stopped.set()
             self.ready.set()
 
@@ -121,6 +123,7 @@ class ServiceThread(threading.Thread):
         first = self.__dict__.setdefault("exc", exc)  # one atomic step
         self.scope.fail(first)
         self._service_start.fail(first, "failed")
+        self._service_tell_groups(self.scope.reason, first)
         self.failed.set()
         self.ready.set()
 
@@ -150,6 +153,7 @@ class ServiceThread(threading.Thread):
         first = self.scope.close(reason)
         if not self._service_start.closed:
             self._service_start.fail(self._service_stopped_early())
+        self._service_tell_groups(self.scope.reason, self.scope.exc)
         return first
 
     def join_or_log(self, timeout: float | None = None) -> bool:
@@ -178,6 +182,10 @@ class ServiceThread(threading.Thread):
         if self._service_forks != forks:
             raise RuntimeError(f"{self.name} used after fork: make a new one in the child process")
 
+    def _service_tell_groups(self, reason: str | None, exc: BaseException | None) -> None:
+        for group in tuple(self._service_groups):
+            group.close(reason, exc)
+
     def _service_failure(self) -> BaseException | None:
         return self.scope.exc if self.exc is None else self.exc
 
@@ -200,15 +208,28 @@ class ServiceThread(threading.Thread):
 
 
 class ServiceGroup:
-    """Services that are started, waited for and stopped together. None as a service is left out."""
+    """Services that are started, waited for and stopped together. None as a service is left out.
+
+    ``scope`` is the end of the group, for whoever waits for it: it closes when the group is stopped, and when one of its
+    services is stopped, fails or ends, with that one's reason and exception. Closing it stops no service: that is for who
+    waits, and then calls :meth:`stop_join`. (A member that is no ServiceThread closes nothing.)
+    """
 
     def __init__(self, *services: Any) -> None:
+        self.scope = CloseScope()
         self.services: list[Any] = []
         self.add(*services)
 
     def add(self, *services: Any) -> Self:
         """Adds services, which are not started by that."""
-        self.services.extend(service for service in services if service is not None)
+        for service in services:
+            if service is None:
+                continue
+            self.services.append(service)
+            if isinstance(service, ServiceThread):
+                service._service_groups.append(self.scope)
+                if service.scope.closed or service.stopped.is_set():  # it has told its groups before
+                    service._service_tell_groups(service.scope.reason, service.scope.exc)
         return self
 
     def start(self) -> Self:
@@ -246,6 +267,7 @@ class ServiceGroup:
 
     def stop(self) -> Self:
         """Tells every service to stop, then raises the first error of those calls, if any."""
+        self.scope.close("stop")
         error = _stop_all(self.services)
         if error is not None:
             raise error

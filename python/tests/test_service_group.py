@@ -303,3 +303,41 @@ def test_stop_of_the_group_from_a_signal_handler():
         assert group.join_or_log(GUARD) is True
     finally:
         signal.signal(signal.SIGALRM, before)
+
+
+# The end of the group
+
+
+def test_the_scope_ends_with_the_first_service_that_fails_and_with_its_cause(hangs):
+    go = threading.Event()
+    other = hangs("other")
+
+    def lose_the_socket(service):
+        service.started()
+        go.wait(GUARD)
+        raise OSError("lost the socket")
+
+    group = ServiceGroup(other, service("reader", lose_the_socket)).start().wait_started(GUARD)
+    assert not group.scope.closed
+    go.set()
+    assert group.scope.wait(GUARD)
+    assert isinstance(group.scope.exc, OSError) and group.scope.exc is group.services[1].exc
+    assert not other.scope.closed, "it says that it is over; stopping is for who waits for it"
+
+
+def test_the_scope_ends_with_a_service_that_ends_or_is_stopped_and_with_a_stop_of_the_group():
+    ended = ServiceGroup(service("short", lambda service: service.started())).start()
+    assert ended.scope.wait(GUARD) and ended.scope.reason == "short has ended" and ended.scope.exc is None
+    unready = ServiceGroup(service("unready", lambda service: None)).start()
+    assert unready.scope.wait(GUARD) and "before it was ready" in str(unready.scope.exc)
+    one = service("one")
+    of_one = ServiceGroup(one, service("two"))
+    one.stop("enough of one")
+    assert of_one.scope.reason == "enough of one"
+    assert ServiceGroup(one).scope.reason == "enough of one", "it was stopped before it came into the group"
+    assert ServiceGroup(service("three")).stop().scope.closed
+    loop = LoopServiceThread(name="loop")
+    of_loop = ServiceGroup(loop).start().wait_started(GUARD)
+    loop.stop("bye")
+    assert of_loop.scope.reason == "bye"
+    assert of_loop.stop_join(GUARD)
