@@ -8,7 +8,7 @@ BENCH := $(CURDIR)/target/bench-python
 # Which Python PyO3 builds for: by its own path, where python3 may be a shim.
 PYO3 = PYO3_PYTHON=$(shell $(PYTHON) -c 'import sys; print(sys.executable)')
 
-.PHONY: help run test test-rust test-python bench-python check loom docs fmt
+.PHONY: help run test test-rust test-python test-kernels bench-python check loom docs fmt
 
 help: ## what there is to do
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -16,7 +16,7 @@ help: ## what there is to do
 run: ## the counter server
 	$(CARGO) run --quiet --example counter_server
 
-test: test-rust test-python ## all tests
+test: test-rust test-python test-kernels ## all tests
 
 test-rust: $(VENV)/ready ## the crate in three shapes, the apps against real servers
 	$(CARGO) test
@@ -26,6 +26,10 @@ test-rust: $(VENV)/ready ## the crate in three shapes, the apps against real ser
 
 test-python: ## the package on each of CPython 3.11, 3.12 and 3.13 that is there (PYTHONS="3.13": on that one)
 	PYTHON=$(PYTHON) .ci/python test
+
+test-kernels: ## the Jupyter kernels in Rust and in Python, driven by real clients
+	$(CARGO) test -p minikernel
+	PYTHON=$(PYTHON) .ci/python kernels
 
 $(VENV)/ready: $(SERVERS)
 	$(PYTHON) -m venv --clear $(VENV)

@@ -1,0 +1,1 @@
+"""A small Jupyter kernel, built on microio. ``kernel.py`` says who owns what."""

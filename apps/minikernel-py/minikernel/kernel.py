@@ -1,0 +1,69 @@
+"""Who owns what: the services of the kernel, how they start, and how they end."""
+
+import logging
+
+import zmq.asyncio
+from microio import ClosedResourceError, ObjectSendChannel, ScopeGroup, ServiceGroup, create_channel
+
+from .control import Control, signals
+from .input import Stdin
+from .message import Connection, Request
+from .session import Session
+from .sockets import Heartbeat, Publisher, Router
+
+log = logging.getLogger("minikernel")
+
+START = 10  # seconds that a start may take
+MOMENT = 0.06  # seconds that what is cancelled may take to end
+
+
+class Shell(Router):
+    """Takes requests, and passes them on: while a cell runs, they are queued."""
+
+    def __init__(
+        self, context: zmq.asyncio.Context, connection: Connection, requests: ObjectSendChannel[Request]
+    ) -> None:
+        super().__init__(context, connection, "shell")
+        self.requests = requests
+
+    def on_request(self, request: Request) -> None:
+        try:
+            self.requests.send_nowait(request)
+        except ClosedResourceError:
+            self.outbox.send_nowait(request.reply({"status": "aborted"}))
+
+
+def run(connection: Connection, drain: float) -> None:
+    """Runs the kernel until a client, a signal or a failure ends it. Then what is queued may run on, for ``drain`` seconds.
+
+    Raises what did not start, what failed, or what was stuck when the time was up.
+    """
+    services = ServiceGroup()
+    end = services.scope  # closed by whoever ends the kernel
+    cells = ScopeGroup()  # the cell that runs, if one does
+    requests, queue = create_channel()
+    context = zmq.asyncio.Context()
+    iopub = Publisher(context, connection, "iopub")
+    stdin = Stdin(context, connection)
+    shell = Shell(context, connection, requests)
+    interpreter = Session(queue, cells, stdin, iopub.outbox, shell.outbox)
+    control = Control(context, connection, end, cells, iopub.outbox)
+    services.add(Heartbeat(context, connection, "heartbeat", "hb"), iopub, stdin, interpreter, shell, control)
+    signals(end, cells)
+    try:
+        services.start().wait_started(START)
+        end.wait()
+        log.info("ending: %s", end.reason)
+        requests.close()  # what is queued is done, and then the interpreter ends
+        interpreter.join(drain)
+        if interpreter.is_alive():
+            cells.cancel("the kernel ends", latch=True, wake=True)
+            interpreter.join_or_log(MOMENT)
+    finally:
+        services.stop_join(MOMENT)
+    stuck = [service.name for service in services.services if service.is_alive()]
+    if stuck:
+        raise TimeoutError(f"stuck: {', '.join(stuck)}")
+    context.term()  # when what is queued has been sent
+    if end.exc is not None:
+        raise end.exc

@@ -1,0 +1,75 @@
+//! Who owns what: the services of the kernel, how they start, and how they end.
+
+use std::time::Duration;
+
+use microio::{Failure, ScopeGroup, Sender, Service, ServiceGroup, TrySendError, channel};
+use serde_json::json;
+use tracing::{debug, info};
+
+use crate::control::{control, signals};
+use crate::input::stdin;
+use crate::message::{Connection, Message, Request};
+use crate::session::interpreter;
+use crate::sockets::{Handler, heartbeat, publisher, router};
+
+/// How long a start may take.
+const START: Duration = Duration::from_secs(10);
+/// How long what is cancelled may take to end.
+const MOMENT: Duration = Duration::from_millis(60);
+
+/// Runs the kernel until a client, a signal or a failure ends it. Then what is queued may run on, for as long as `drain`.
+///
+/// # Errors
+/// What did not start, what failed, or what was stuck when the time was up.
+pub(crate) fn run(connection: &Connection, drain: Duration) -> Result<(), Failure> {
+    let mut services = ServiceGroup::new("minikernel");
+    let end = services.scope().clone(); // closed by whoever ends the kernel
+    let cells = ScopeGroup::new(); // the cell that runs, if one does
+    let (iopub, published) = channel();
+    let (requests, queue) = channel();
+    let (stdin, input) = stdin(connection);
+    let (replies, outbox) = channel();
+    let shell = Shell { requests: requests.clone(), replies: replies.clone() };
+    let shell = router("shell", connection, connection.shell_port, outbox, shell);
+    let interpreter = interpreter(queue, cells.clone(), input, iopub.clone(), replies);
+    let control = control(connection, end.clone(), cells.clone(), iopub);
+
+    // In this order: who is started later may use those who are there.
+    services.add(signals(end, cells.clone())).add(heartbeat(connection)).add(publisher(connection, published));
+    services.add(stdin).add(interpreter.clone()).add(shell).add(control);
+    services.start_all(Some(START))?;
+    let why = services.scope().wait_blocking(None)?;
+    info!("ending: {why}");
+
+    requests.close(); // what is queued is done, and then the interpreter ends
+    if interpreter.join(Some(drain)).is_err() {
+        cells.cancel_latched("the kernel ends");
+        interpreter.join_or_log(Some(MOMENT));
+    }
+    let report = services.stop_join(why, Some(MOMENT));
+    if !report.stuck.is_empty() {
+        return Err(Failure::msg(format!("stuck: {}", report.stuck.join(", "))));
+    }
+    report.errors.into_iter().next().map_or(Ok(()), |error| Err(error.into()))
+}
+
+/// Takes requests, and passes them on: while a cell runs, they are queued.
+struct Shell {
+    requests: Sender<Request>,
+    replies: Sender<Message>,
+}
+
+impl Handler for Shell {
+    fn on_request(&mut self, request: Request) {
+        if let Err(TrySendError::Closed(late) | TrySendError::Full(late)) = self.requests.try_send(request) {
+            send(&self.replies, late.reply(json!({ "status": "aborted" })));
+        }
+    }
+}
+
+/// Puts a message into the outbox of a service. When that has ended, so does the kernel, and nobody reads the message.
+pub(crate) fn send(outbox: &Sender<Message>, message: Message) {
+    if outbox.try_send(message).is_err() {
+        debug!("a message came too late to be sent");
+    }
+}
