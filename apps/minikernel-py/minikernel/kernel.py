@@ -14,7 +14,7 @@ from .sockets import Heartbeat, Publisher, Router
 log = logging.getLogger("minikernel")
 
 START = 10  # seconds that a start may take
-MOMENT = 0.06  # seconds that what is cancelled may take to end
+MOMENT = 0.05  # seconds that what is cancelled may take to end
 
 
 class Shell(Router):

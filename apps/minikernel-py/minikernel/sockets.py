@@ -1,6 +1,7 @@
 """The sockets: each has one owner, the loop of its service. Others reach it through the channel that is its outbox."""
 
 import logging
+import os
 from contextlib import suppress
 
 import zmq
@@ -34,10 +35,14 @@ class Socket(LoopServiceThread):
                 socket.bind(self.endpoint)
             except zmq.ZMQError as error:
                 raise OSError(f"cannot listen on {self.endpoint}: {error}") from None
-            async with create_task_group() as tasks:
-                tasks.start_soon(self.write, socket)
-                self.started()
-                await self.talk(socket, tasks)
+            try:
+                async with create_task_group() as tasks:
+                    tasks.start_soon(self.write, socket)
+                    self.started()
+                    await self.talk(socket, tasks)
+            finally:
+                if self.endpoint.startswith("ipc://"):  # ZeroMQ leaves it behind
+                    os.unlink(self.endpoint.removeprefix("ipc://"))
 
     async def talk(self, socket: zmq.asyncio.Socket, tasks: TaskGroup) -> None:
         """Deals with what comes in, if anything does."""

@@ -15,7 +15,7 @@ use crate::sockets::{Handler, heartbeat, publisher, router};
 /// How long a start may take.
 const START: Duration = Duration::from_secs(10);
 /// How long what is cancelled may take to end.
-const MOMENT: Duration = Duration::from_millis(60);
+const MOMENT: Duration = Duration::from_millis(50);
 
 /// Runs the kernel until a client, a signal or a failure ends it. Then what is queued may run on, for as long as `drain`.
 ///

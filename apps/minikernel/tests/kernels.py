@@ -251,20 +251,23 @@ class Client(BlockingKernelClient):
         self.order = []
         """The ids of the requests for which something was published, in that order."""
 
-    def start_channels(self, **channels):
-        """A client whose stdin is not connected cannot be asked. Nothing answers there, so the socket has to tell."""
+    def start_channels(self):
+        """Without the heartbeat: its thread does not stop if it is told to before it has begun.
+
+        A client whose stdin is not connected cannot be asked. Nothing answers there, so the socket has to tell.
+        """
         self.context.setsockopt(zmq.IMMEDIATE, 1)  # of the sockets made from now on: no connection, no POLLOUT
         self.stdin_channel.socket.sndtimeo = PATIENCE * 1000
         self.context.setsockopt(zmq.IMMEDIATE, 0)
-        super().start_channels(**channels)
+        super().start_channels(hb=False)
 
     def ready(self):
         """Waits until it is connected and subscribed, as `wait_for_ready` does, without its pauses.
 
         Once it has heard anything on iopub, it hears everything.
         """
-        assert self.stdin_channel.socket.poll(PATIENCE * 1000, zmq.POLLOUT), "no connection"
         self.ask("kernel_info_request").answered()
+        assert self.stdin_channel.socket.poll(PATIENCE * 1000, zmq.POLLOUT), "stdin is not connected"
         while not self.iopub_channel.socket.poll(50):
             self.ask("kernel_info_request").answered()
         self.ask("kernel_info_request").finish()
@@ -306,9 +309,9 @@ class Client(BlockingKernelClient):
             poller.register(channel.socket, zmq.POLLIN)
         deadline = time.monotonic() + PATIENCE
         while not condition():
-            ended = not self.kernel.exit.is_alive()
+            ended = not self.kernel.exit.is_alive()  # asked first: what it has sent to its end is heard
             ready = dict(poller.poll(500))
-            assert ready or not ended, f"the kernel ended with {self.kernel.exit.code}: no {what}"
+            assert ready or not ended, f"no {what}: the kernel ended\n{self.kernel.stderr()[-2000:]}"
             assert time.monotonic() < deadline, f"no {what} within {PATIENCE} s"
             for channel in channels:
                 if channel.socket in ready:
