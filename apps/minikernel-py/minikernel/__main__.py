@@ -3,7 +3,7 @@
 import argparse
 import json
 import logging
-import math
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -40,15 +40,17 @@ def main() -> int:
             logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s")
             kernel.run(connection(arguments.connection_file), arguments.deadline)
     except Exception as error:
-        print(f"minikernel: error: {explained(error)}", file=sys.stderr)
+        print(f"minikernel: error: {explained(error)}", file=sys.stderr, flush=True)
+        if isinstance(error, kernel.Stuck):
+            os._exit(1)
         return 1
     return 0
 
 
 def seconds(text: str) -> float:
     number = float(text)
-    if not 0 <= number < math.inf:
-        raise argparse.ArgumentTypeError("not a number of seconds")
+    if not 0 <= number <= 1e9:
+        raise argparse.ArgumentTypeError("not a number of seconds from 0 to 1e9")
     return number
 
 

@@ -1,6 +1,7 @@
 """Who owns what: the services of the kernel, how they start, and how they end."""
 
 import logging
+import time
 
 import zmq.asyncio
 from microio import ClosedResourceError, ObjectSendChannel, ScopeGroup, ServiceGroup, create_channel
@@ -14,7 +15,11 @@ from .sockets import Heartbeat, Publisher, Router
 log = logging.getLogger("minikernel")
 
 START = 10  # seconds that a start may take
-MOMENT = 0.05  # seconds that what is cancelled may take to end
+MOMENT = 0.06  # seconds that what is cancelled at the deadline may take to end; and then the services, all together
+
+
+class Stuck(Exception):
+    """Services have not ended in time. They never may: the process is to be left without waiting for anything."""
 
 
 class Shell(Router):
@@ -54,16 +59,19 @@ def run(connection: Connection, drain: float) -> None:
         services.start().wait_started(START)
         end.wait()
         log.info("ending: %s", end.reason)
+        time_is_up = time.monotonic() + drain + 2 * MOMENT
         requests.close()  # what is queued is done, and then the interpreter ends
         interpreter.join(drain)
         if interpreter.is_alive():
             cells.cancel("the kernel ends", latch=True, wake=True)
-            interpreter.join_or_log(MOMENT)
-    finally:
-        services.stop_join(MOMENT)
+            interpreter.join(MOMENT)
+        services.stop_join(time_is_up - time.monotonic())
+    except BaseException:
+        services.stop_join(START)
+        raise
     stuck = [service.name for service in services.services if service.is_alive()]
     if stuck:
-        raise TimeoutError(f"stuck: {', '.join(stuck)}")
+        raise Stuck(f"stuck: {', '.join(stuck)}")
     context.term()  # when what is queued has been sent
     if end.exc is not None:
         raise end.exc

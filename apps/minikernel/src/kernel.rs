@@ -1,6 +1,6 @@
 //! Who owns what: the services of the kernel, how they start, and how they end.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use microio::{Failure, ScopeGroup, Sender, Service, ServiceGroup, TrySendError, channel};
 use serde_json::json;
@@ -14,8 +14,8 @@ use crate::sockets::{Handler, heartbeat, publisher, router};
 
 /// How long a start may take.
 const START: Duration = Duration::from_secs(10);
-/// How long what is cancelled may take to end.
-const MOMENT: Duration = Duration::from_millis(50);
+/// How long what is cancelled at the deadline may take to end; and then the services, all together.
+const MOMENT: Duration = Duration::from_millis(60);
 
 /// Runs the kernel until a client, a signal or a failure ends it. Then what is queued may run on, for as long as `drain`.
 ///
@@ -41,12 +41,13 @@ pub(crate) fn run(connection: &Connection, drain: Duration) -> Result<(), Failur
     let why = services.scope().wait_blocking(None)?;
     info!("ending: {why}");
 
+    let time_is_up = Instant::now() + drain + 2 * MOMENT;
     requests.close(); // what is queued is done, and then the interpreter ends
     if interpreter.join(Some(drain)).is_err() {
         cells.cancel_latched("the kernel ends");
-        interpreter.join_or_log(Some(MOMENT));
+        let _named_below = interpreter.join(Some(MOMENT));
     }
-    let report = services.stop_join(why, Some(MOMENT));
+    let report = services.stop_join(why, Some(time_is_up.saturating_duration_since(Instant::now())));
     if !report.stuck.is_empty() {
         return Err(Failure::msg(format!("stuck: {}", report.stuck.join(", "))));
     }

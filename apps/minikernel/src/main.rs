@@ -69,8 +69,8 @@ fn main() -> ExitCode {
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
-    let number: f64 = text.parse().map_err(|_| "not a number of seconds")?;
-    Duration::try_from_secs_f64(number).map_err(|error| error.to_string())
+    let number = text.parse().ok().filter(|number| (0.0..=1e9).contains(number));
+    number.map(Duration::from_secs_f64).ok_or_else(|| "not a number of seconds from 0 to 1e9".to_owned())
 }
 
 fn run(file: &Path, deadline: Duration) -> Result<(), Failure> {

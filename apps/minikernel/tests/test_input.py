@@ -159,6 +159,18 @@ def test_a_client_that_comes_back_is_asked_again(kernel):
     assert served(bob)
 
 
+def test_of_two_clients_with_one_identity_the_newer_is_served(kernel):
+    """The older is a connection whose end nobody has heard of yet. When that comes, the newer stays."""
+    old = kernel.connect(session="ann")
+    old.ready()
+    new = kernel.connect(session="ann")
+    new.ready()
+    assert served(new)
+    old.stop_channels()
+    for _ in range(20):
+        assert served(new)
+
+
 def test_clients_that_come_and_go_leave_nothing_behind(kernel):
     """Neither a descriptor nor a thread. A client has five connections, and the last two may be on their way out."""
     here = f"/proc/{kernel.process.pid}"

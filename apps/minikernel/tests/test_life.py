@@ -196,9 +196,11 @@ def test_a_stubborn_cell_that_ends_in_time_is_not_stuck(start):
 def test_a_second_shutdown_does_not_move_the_deadline(start):
     kernel = start("--deadline", 0.5)
     client = kernel.client()
-    client.begin('print("go")\nspin()').running()
+    first, _ = client.begin('print("go")\nsleep(0.3)'), client.begin("spin()")
+    first.running()
     begun = ask_to_end(kernel, client, "SIGTERM")
-    for how in HOWS * 5:
+    first.finish()
+    for how in HOWS * 2:
         ask_to_end(kernel, client, how)
     assert kernel.exit.wait() == 0
     assert 0.5 <= kernel.exit.time - begun <= 0.7

@@ -65,6 +65,7 @@ def test_every_message_names_its_parent_and_has_an_id_of_its_own(client):
     messages = [cell.reply, *cell.published]
     session = client.session.session
     assert {(m["parent_header"]["msg_id"], m["parent_header"]["session"]) for m in messages} == {(cell.id, session)}
+    assert client.order == [cell.id] * 5, "nothing came without a parent"
     assert len({m["header"]["msg_id"] for m in messages}) == len(messages)
     (kernel_session,) = {m["header"]["session"] for m in messages}
     assert kernel_session != session
