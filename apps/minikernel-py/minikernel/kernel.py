@@ -8,8 +8,8 @@ from microio import ClosedResourceError, ObjectSendChannel, ScopeGroup, ServiceG
 
 from .control import Control, signals
 from .input import Stdin
-from .message import Connection, Request
-from .session import Session
+from .message import Connection, Message, Request
+from .session import SETTLE, Session
 from .sockets import Heartbeat, Publisher, Router
 
 log = logging.getLogger("minikernel")
@@ -26,16 +26,22 @@ class Shell(Router):
     """Takes requests, and passes them on: while a cell runs, they are queued."""
 
     def __init__(
-        self, context: zmq.asyncio.Context, connection: Connection, requests: ObjectSendChannel[Request]
+        self,
+        context: zmq.asyncio.Context,
+        connection: Connection,
+        requests: ObjectSendChannel[Request],
+        iopub: ObjectSendChannel[Message],
     ) -> None:
         super().__init__(context, connection, "shell")
-        self.requests = requests
+        self.requests, self.iopub = requests, iopub
 
     def on_request(self, request: Request) -> None:
         try:
             self.requests.send_nowait(request)
         except ClosedResourceError:
+            self.iopub.send_nowait(request.status("busy"))
             self.outbox.send_nowait(request.reply({"status": "aborted"}))
+            self.iopub.send_nowait(request.status("idle"))
 
 
 def run(connection: Connection, drain: float) -> None:
@@ -50,7 +56,7 @@ def run(connection: Connection, drain: float) -> None:
     context = zmq.asyncio.Context()
     iopub = Publisher(context, connection, "iopub")
     stdin = Stdin(context, connection)
-    shell = Shell(context, connection, requests)
+    shell = Shell(context, connection, requests, iopub.outbox)
     interpreter = Session(queue, cells, stdin, iopub.outbox, shell.outbox)
     control = Control(context, connection, end, cells, iopub.outbox)
     services.add(Heartbeat(context, connection, "heartbeat", "hb"), iopub, stdin, interpreter, shell, control)
@@ -60,8 +66,9 @@ def run(connection: Connection, drain: float) -> None:
         end.wait()
         log.info("ending: %s", end.reason)
         time_is_up = time.monotonic() + drain + 2 * MOMENT
+        time.sleep(min(SETTLE, drain))
         requests.close()  # what is queued is done, and then the interpreter ends
-        interpreter.join(drain)
+        interpreter.join(max(drain - SETTLE, 0))
         if interpreter.is_alive():
             cells.cancel("the kernel ends", latch=True, wake=True)
             interpreter.join(MOMENT)

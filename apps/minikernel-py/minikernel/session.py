@@ -15,7 +15,7 @@ from .message import Message, Request
 
 log = logging.getLogger("minikernel")
 
-SETTLE = 0.02  # seconds that the reply of a cell that failed waits for what was sent along with it, so that it is aborted
+SETTLE = 0.02  # seconds that what was sent along with something may be on its way: with a cell that fails, before the end
 
 Json = dict[str, Any]
 
@@ -97,7 +97,7 @@ class Session(LoopServiceThread):
                 client.publish("error", **failure(error))
         if error and request.get("stop_on_error", True):
             with self.cells.scope():
-                await sleep(SETTLE)
+                await sleep(SETTLE)  # what was sent along with it is aborted; what is sent after the reply was seen is not
             self.fences[session] = time.monotonic()
         if shown is not None:
             client.publish("execute_result", data={"text/plain": shown}, metadata={}, execution_count=count)

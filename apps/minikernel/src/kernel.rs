@@ -1,5 +1,6 @@
 //! Who owns what: the services of the kernel, how they start, and how they end.
 
+use std::thread;
 use std::time::{Duration, Instant};
 
 use microio::{Failure, ScopeGroup, Sender, Service, ServiceGroup, TrySendError, channel};
@@ -12,6 +13,8 @@ use crate::message::{Connection, Message, Request};
 use crate::session::interpreter;
 use crate::sockets::{Handler, heartbeat, publisher, router};
 
+/// How long what was sent along with something else may be on its way: with a cell that fails, or before the end.
+pub(crate) const SETTLE: Duration = Duration::from_millis(20);
 /// How long a start may take.
 const START: Duration = Duration::from_secs(10);
 /// How long what is cancelled at the deadline may take to end; and then the services, all together.
@@ -29,7 +32,7 @@ pub(crate) fn run(connection: &Connection, drain: Duration) -> Result<(), Failur
     let (requests, queue) = channel();
     let (stdin, input) = stdin(connection);
     let (replies, outbox) = channel();
-    let shell = Shell { requests: requests.clone(), replies: replies.clone() };
+    let shell = Shell { requests: requests.clone(), replies: replies.clone(), iopub: iopub.clone() };
     let shell = router("shell", connection, connection.shell_port, outbox, shell);
     let interpreter = interpreter(queue, cells.clone(), input, iopub.clone(), replies);
     let control = control(connection, end.clone(), cells.clone(), iopub);
@@ -42,8 +45,9 @@ pub(crate) fn run(connection: &Connection, drain: Duration) -> Result<(), Failur
     info!("ending: {why}");
 
     let time_is_up = Instant::now() + drain + 2 * MOMENT;
+    thread::sleep(SETTLE.min(drain));
     requests.close(); // what is queued is done, and then the interpreter ends
-    if interpreter.join(Some(drain)).is_err() {
+    if interpreter.join(Some(drain.saturating_sub(SETTLE))).is_err() {
         cells.cancel_latched("the kernel ends");
         let _named_below = interpreter.join(Some(MOMENT));
     }
@@ -58,12 +62,15 @@ pub(crate) fn run(connection: &Connection, drain: Duration) -> Result<(), Failur
 struct Shell {
     requests: Sender<Request>,
     replies: Sender<Message>,
+    iopub: Sender<Message>,
 }
 
 impl Handler for Shell {
     fn on_request(&mut self, request: Request) {
         if let Err(TrySendError::Closed(late) | TrySendError::Full(late)) = self.requests.try_send(request) {
+            send(&self.iopub, late.status("busy"));
             send(&self.replies, late.reply(json!({ "status": "aborted" })));
+            send(&self.iopub, late.status("idle"));
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What the interpreter's thread does with the requests of the shell channel, one after the other.
 
 use std::collections::{HashMap, HashSet};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use microio::{LoopServiceThread, Receiver, ScopeGroup, Sender, block_in_place, sleep};
 use serde_json::{Value as Json, json};
@@ -10,12 +10,9 @@ use wildmatch::WildMatch;
 
 use crate::control::kernel_info;
 use crate::input::Input;
-use crate::kernel::send;
+use crate::kernel::{SETTLE, send};
 use crate::language::{Completeness, Console, Error, Interpreter, Value, completeness};
 use crate::message::{Message, Request};
-
-/// How long the reply of a cell that failed waits for what was sent along with it, so that it can be aborted.
-const SETTLE: Duration = Duration::from_millis(20);
 
 /// The thread that cells run on: it belongs to blocking code, and what is not `Send` lives and dies on it.
 pub(crate) fn interpreter(
@@ -121,6 +118,7 @@ impl Session {
                 client.publish("error", failure(&error));
                 if flag("stop_on_error", true) {
                     drop(cell);
+                    // What was sent along with it is aborted; what is sent after the reply was seen is not.
                     let _cut_short = self.cells.scope().run(sleep(SETTLE)).await;
                     self.fences.insert(session.to_owned(), Instant::now());
                 }
