@@ -66,7 +66,8 @@ def explained(error: BaseException) -> str:
     first = str(error)
     while cause := error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error.__cause__:
         error = cause
-    return str(error) if first in str(error) else f"{first}: {error}"
+    last = str(error) or type(error).__name__
+    return last if first in last else f"{first}: {last}"
 
 
 def install(prefix: str | None, name: str) -> None:

@@ -4,7 +4,7 @@ import logging
 import time
 
 import zmq.asyncio
-from microio import ClosedResourceError, ObjectSendChannel, ScopeGroup, ServiceGroup, create_channel
+from microio import ClosedResourceError, ObjectSendChannel, ScopeGroup, ServiceGroup, ServiceThread, create_channel
 
 from .control import Control, signals
 from .input import Stdin
@@ -76,9 +76,11 @@ def run(connection: Connection, drain: float) -> None:
     except BaseException:
         services.stop_join(START)
         raise
-    stuck = [service.name for service in services.services if service.is_alive()]
+    sending = ServiceThread(name="what is not sent", target=lambda service: context.term())
+    sending.start()
+    sending.join(max(time_is_up - time.monotonic(), 0))
+    stuck = [service.name for service in [*services.services, sending] if service.is_alive()]
     if stuck:
         raise Stuck(f"stuck: {', '.join(stuck)}")
-    context.term()  # when what is queued has been sent
     if end.exc is not None:
         raise end.exc

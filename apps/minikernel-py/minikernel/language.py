@@ -340,9 +340,14 @@ class Interpreter:
         return ": ".join(BUILTINS[word]) if word in BUILTINS else None
 
 
+LONGEST = 100_000_000  # characters that a text may have
+
+
 def apply(operator: str, left: Value, right: Value) -> Value:
     match left, operator, right:
         case str(), "+", str():
+            if len(left) + len(right) > LONGEST:
+                raise Error("OverflowError", "text too long")
             return left + right
         case float(), "+", float():
             number = left + right

@@ -13,8 +13,6 @@ from .message import BadMessage, Connection, Message, Request, Wire
 
 log = logging.getLogger("minikernel")
 
-LINGER = 40  # milliseconds that a socket, once closed, may take to send what is queued
-
 
 class Socket(LoopServiceThread):
     """A socket as a service. What is put into its outbox goes out in that order, also what is queued when it is stopped."""
@@ -28,7 +26,7 @@ class Socket(LoopServiceThread):
 
     async def run_async(self) -> None:
         with self.context.socket(self.KIND) as socket:
-            socket.linger, socket.sndhwm = LINGER, 100_000
+            socket.linger, socket.sndhwm = -1, 100_000  # the end of the context waits until all is sent
             if self.KIND == zmq.ROUTER:
                 socket.router_mandatory = socket.router_handover = True  # a send to nobody is an error; clients come again
             try:

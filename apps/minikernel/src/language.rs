@@ -401,8 +401,14 @@ fn type_error<T>(message: String) -> Result<T, Error> {
     Err(Error::new("TypeError", message))
 }
 
+/// How long a text may be.
+const LONGEST: usize = 100_000_000;
+
 fn apply(operator: char, left: &Value, right: &Value) -> Result<Value, Error> {
     let number = match (left, operator, right) {
+        (Value::Text(left), '+', Value::Text(right)) if left.len() + right.len() > LONGEST => {
+            return Err(Error::new("OverflowError", "text too long"));
+        }
         (Value::Text(left), '+', Value::Text(right)) => return Ok(Value::Text(format!("{left}{right}").into())),
         (Value::Number(left), '+', Value::Number(right)) => left + right,
         (Value::Number(left), '-', Value::Number(right)) => left - right,

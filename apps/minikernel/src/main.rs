@@ -9,7 +9,7 @@ mod session;
 mod sockets;
 
 use std::fmt::Display;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -54,7 +54,8 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let filter = if arguments.verbose { "info,minikernel=debug,microio=debug" } else { "warn" };
     let log = tracing_subscriber::fmt().with_env_filter(EnvFilter::new(filter)).with_writer(io::stderr);
-    log.with_target(false).log_internal_errors(false).init(); // a log that nobody reads is no error
+    let log = log.with_target(false).with_ansi(io::stderr().is_terminal());
+    log.log_internal_errors(false).init(); // a log that nobody reads is no error
     let done = match (arguments.command, arguments.connection_file) {
         (Some(Command::Install { prefix, name }), _) => install(prefix, &name),
         (None, file) => run(&file.expect("clap requires it"), arguments.deadline),

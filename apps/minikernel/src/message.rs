@@ -2,6 +2,7 @@
 //!
 //! <https://jupyter-client.readthedocs.io/en/stable/messaging.html>
 
+use std::num::NonZeroU16;
 use std::sync::LazyLock;
 use std::time::Instant;
 
@@ -25,11 +26,11 @@ pub(crate) struct Connection {
     key: String,
     #[expect(dead_code, reason = "there is but one, and reading it has seen to that")]
     signature_scheme: Scheme,
-    pub(crate) shell_port: u16,
-    pub(crate) control_port: u16,
-    pub(crate) iopub_port: u16,
-    pub(crate) stdin_port: u16,
-    pub(crate) hb_port: u16,
+    pub(crate) shell_port: NonZeroU16,
+    pub(crate) control_port: NonZeroU16,
+    pub(crate) iopub_port: NonZeroU16,
+    pub(crate) stdin_port: NonZeroU16,
+    pub(crate) hb_port: NonZeroU16,
 }
 
 #[derive(Clone, Deserialize)]
@@ -39,7 +40,7 @@ enum Scheme {
 }
 
 impl Connection {
-    pub(crate) fn endpoint(&self, port: u16) -> String {
+    pub(crate) fn endpoint(&self, port: NonZeroU16) -> String {
         let separator = if self.transport == "ipc" { '-' } else { ':' };
         format!("{}://{}{separator}{port}", self.transport, self.ip)
     }

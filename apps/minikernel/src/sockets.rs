@@ -1,19 +1,21 @@
 //! The sockets: each has one owner, the loop of its service. Others reach it through the channel that is its outbox.
 
 use std::collections::HashMap;
+use std::num::NonZeroU16;
 use std::pin::pin;
 use std::time::Duration;
 
 use bytes::Bytes;
 use microio::{CloseScope, Failure, LoopServiceThread, Receiver, WorkTracker, shield};
 use tokio::select;
+use tokio::task::yield_now;
 use tracing::{debug, warn};
 use zeromq::{PubSocket, RouterSocket, Socket, SocketEvent, SocketRecv, SocketSend};
 
 use crate::message::{Connection, Message, Request, Wire};
 
-/// How long a service that is stopped may take to send what is queued.
-const FLUSH: Duration = Duration::from_millis(40);
+/// How long a service that is stopped may take to send what is queued. Whoever waits for its end has less time.
+const FLUSH: Duration = Duration::from_secs(10);
 
 /// What a [`router`] does with what it hears, on its loop.
 pub(crate) trait Handler: Send + 'static {
@@ -27,7 +29,7 @@ pub(crate) trait Handler: Send + 'static {
 pub(crate) fn router(
     name: &'static str,
     connection: &Connection,
-    port: u16,
+    port: NonZeroU16,
     mut outbox: Receiver<Message>,
     mut handler: impl Handler,
 ) -> LoopServiceThread {
@@ -127,6 +129,7 @@ impl<S: SocketSend> Writer<S> {
     /// Gives the message back if its client is not there.
     async fn send(&mut self, message: Message) -> Result<(), Message> {
         let sent = self.socket.send(self.wire.write(&message, self.unwritten.track())).await;
+        yield_now().await; // those who write have their turn
         sent.map_err(|error| {
             debug!("not sent: {error}");
             message
