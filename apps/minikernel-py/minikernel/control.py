@@ -7,10 +7,10 @@ import signal
 from typing import Any
 
 import zmq.asyncio
-from microio import CloseScope, ObjectSendChannel, ScopeGroup
+from microio import CloseScope, ObjectSendChannel, ScopeGroup, sleep
 
 from .message import PROTOCOL, Connection, Message, Request
-from .sockets import Router
+from .sockets import SETTLE, Router
 
 log = logging.getLogger("minikernel")
 
@@ -23,17 +23,18 @@ class Control(Router):
         context: zmq.asyncio.Context,
         connection: Connection,
         end: CloseScope,
+        requests: ObjectSendChannel[Request],
         cells: ScopeGroup,
         iopub: ObjectSendChannel[Message],
     ) -> None:
         super().__init__(context, connection, "control")
-        self.end, self.cells, self.iopub = end, cells, iopub
+        self.end, self.requests, self.cells, self.iopub = end, requests, cells, iopub
 
     async def run_async(self) -> None:
         watch_parent(self.end)
         await super().run_async()
 
-    def on_request(self, request: Request) -> None:
+    async def on_request(self, request: Request) -> None:
         self.iopub.send_nowait(request.status("busy"))
         match request.kind:
             case "kernel_info":
@@ -42,6 +43,8 @@ class Control(Router):
                 self.cells.cancel("interrupted by a client", wake=True)
                 self.outbox.send_nowait(request.reply({"status": "ok"}))
             case "shutdown":
+                await sleep(SETTLE)
+                self.requests.close()  # before the reply: what is sent after that is refused
                 content = {"status": "ok", "restart": request.get("restart", False)}
                 self.outbox.send_nowait(request.reply(content))
                 self.iopub.send_nowait(request.publish("shutdown_reply", **content))

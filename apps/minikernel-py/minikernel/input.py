@@ -54,7 +54,7 @@ class Stdin(Router):
             raise Error("EOFError", str(answer))
         return answer
 
-    def on_request(self, answer: Request) -> None:
+    async def on_request(self, answer: Request) -> None:
         text = answer.content.get("value")
         if not isinstance(text, str):
             log.warning("stdin: malformed message: an answer without a value")

@@ -9,8 +9,8 @@ from microio import ClosedResourceError, ObjectSendChannel, ScopeGroup, ServiceG
 from .control import Control, signals
 from .input import Stdin
 from .message import Connection, Message, Request
-from .session import SETTLE, Session
-from .sockets import Heartbeat, Publisher, Router
+from .session import Session
+from .sockets import SETTLE, Heartbeat, Publisher, Router
 
 log = logging.getLogger("minikernel")
 
@@ -35,7 +35,7 @@ class Shell(Router):
         super().__init__(context, connection, "shell")
         self.requests, self.iopub = requests, iopub
 
-    def on_request(self, request: Request) -> None:
+    async def on_request(self, request: Request) -> None:
         try:
             self.requests.send_nowait(request)
         except ClosedResourceError:
@@ -58,17 +58,19 @@ def run(connection: Connection, drain: float) -> None:
     stdin = Stdin(context, connection)
     shell = Shell(context, connection, requests, iopub.outbox)
     interpreter = Session(queue, cells, stdin, iopub.outbox, shell.outbox)
-    control = Control(context, connection, end, cells, iopub.outbox)
+    control = Control(context, connection, end, requests, cells, iopub.outbox)
     services.add(Heartbeat(context, connection, "heartbeat", "hb"), iopub, stdin, interpreter, shell, control)
     signals(end, cells)
     try:
         services.start().wait_started(START)
         end.wait()
         log.info("ending: %s", end.reason)
+        if not requests.stats().closed:
+            time.sleep(SETTLE)
+            requests.close()  # what is queued is done, and then the interpreter ends
+        drain = max(drain - SETTLE, 0)
         time_is_up = time.monotonic() + drain + 2 * MOMENT
-        time.sleep(min(SETTLE, drain))
-        requests.close()  # what is queued is done, and then the interpreter ends
-        interpreter.join(max(drain - SETTLE, 0))
+        interpreter.join(drain)
         if interpreter.is_alive():
             cells.cancel("the kernel ends", latch=True, wake=True)
             interpreter.join(MOMENT)

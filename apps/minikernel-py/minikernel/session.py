@@ -12,10 +12,9 @@ from .control import kernel_info
 from .input import Stdin
 from .language import Error, Interpreter, completeness, show
 from .message import Message, Request
+from .sockets import SETTLE
 
 log = logging.getLogger("minikernel")
-
-SETTLE = 0.02  # seconds that what was sent along with something may be on its way: with a cell that fails, before the end
 
 Json = dict[str, Any]
 

@@ -13,6 +13,8 @@ from .message import BadMessage, Connection, Message, Request, Wire
 
 log = logging.getLogger("minikernel")
 
+SETTLE = 0.02  # seconds that what was sent along with something may be on its way: with a cell that fails, before the end
+
 
 class Socket(LoopServiceThread):
     """A socket as a service. What is put into its outbox goes out in that order, also what is queued when it is stopped."""
@@ -87,7 +89,7 @@ class Router(Socket):
                     log.warning("%s: dropped a message: %s", self.name, error)
                 else:
                     request.connection = connections.setdefault(frames[0].get(zmq.SRCFD), CloseScope())
-                    self.on_request(request)
+                    await self.on_request(request)
 
     async def watch(self, monitor: zmq.asyncio.Socket, connections: dict[int, CloseScope]) -> None:
         while True:
@@ -100,7 +102,7 @@ class Router(Socket):
     def on_connect(self) -> None:
         """There is one more client."""
 
-    def on_request(self, request: Request) -> None:
+    async def on_request(self, request: Request) -> None:
         raise NotImplementedError
 
 

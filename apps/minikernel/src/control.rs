@@ -4,7 +4,7 @@ use std::env;
 use std::future::pending;
 use std::pin::pin;
 
-use microio::{CloseScope, Failure, LoopServiceThread, ScopeGroup, Sender, channel};
+use microio::{CloseScope, Failure, LoopServiceThread, ScopeGroup, Sender, channel, sleep};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde_json::{Value as Json, json};
@@ -13,29 +13,31 @@ use tokio::select;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::warn;
 
-use crate::kernel::send;
+use crate::kernel::{SETTLE, send};
 use crate::message::{Connection, Message, PROTOCOL, Request};
 use crate::sockets::{Handler, router};
 
 pub(crate) fn control(
     connection: &Connection,
     end: CloseScope,
+    requests: Sender<Request>,
     cells: ScopeGroup,
     iopub: Sender<Message>,
 ) -> LoopServiceThread {
     let (replies, outbox) = channel();
-    router("control", connection, connection.control_port, outbox, Control { end, cells, iopub, replies })
+    router("control", connection, connection.control_port, outbox, Control { end, requests, cells, iopub, replies })
 }
 
 struct Control {
     end: CloseScope,
+    requests: Sender<Request>,
     cells: ScopeGroup,
     iopub: Sender<Message>,
     replies: Sender<Message>,
 }
 
 impl Handler for Control {
-    fn on_request(&mut self, request: Request) {
+    async fn on_request(&mut self, request: Request) {
         send(&self.iopub, request.status("busy"));
         match request.kind() {
             "kernel_info" => send(&self.replies, request.reply(kernel_info())),
@@ -44,6 +46,8 @@ impl Handler for Control {
                 send(&self.replies, request.reply(json!({ "status": "ok" })));
             }
             "shutdown" => {
+                sleep(SETTLE).await;
+                self.requests.close(); // before the reply: what is sent after that is refused
                 let content = json!({ "status": "ok", "restart": request.content["restart"] == true });
                 send(&self.replies, request.reply(content.clone()));
                 send(&self.iopub, request.publish("shutdown_reply", content));

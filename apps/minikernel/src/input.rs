@@ -60,7 +60,7 @@ struct Stdin {
 }
 
 impl Handler for Stdin {
-    fn on_request(&mut self, answer: Request) {
+    async fn on_request(&mut self, answer: Request) {
         match answer.content["value"].as_str().map(|text| self.asked.resolve(&answer.identities[0], text.to_owned())) {
             Some(Ok(())) => {}
             Some(Err(_)) => info!("stdin: an answer that nobody waits for any more"),

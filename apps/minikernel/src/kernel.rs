@@ -34,20 +34,25 @@ pub(crate) fn run(connection: &Connection, drain: Duration) -> Result<(), Failur
     let (replies, outbox) = channel();
     let shell = Shell { requests: requests.clone(), replies: replies.clone(), iopub: iopub.clone() };
     let shell = router("shell", connection, connection.shell_port, outbox, shell);
-    let interpreter = interpreter(queue, cells.clone(), input, iopub.clone(), replies);
-    let control = control(connection, end.clone(), cells.clone(), iopub);
+    let control = control(connection, end.clone(), requests.clone(), cells.clone(), iopub.clone());
+    let signals = signals(end, cells.clone());
+    let interrupters = [control.handle(), signals.handle()];
+    let interpreter = interpreter(queue, cells.clone(), interrupters, input, iopub, replies);
 
     // In this order: who is started later may use those who are there.
-    services.add(signals(end, cells.clone())).add(heartbeat(connection)).add(publisher(connection, published));
+    services.add(signals).add(heartbeat(connection)).add(publisher(connection, published));
     services.add(stdin).add(interpreter.clone()).add(shell).add(control);
     services.start_all(Some(START))?;
     let why = services.scope().wait_blocking(None)?;
     info!("ending: {why}");
 
+    if !requests.is_closed() {
+        thread::sleep(SETTLE);
+        requests.close(); // what is queued is done, and then the interpreter ends
+    }
+    let drain = drain.saturating_sub(SETTLE);
     let time_is_up = Instant::now() + drain + 2 * MOMENT;
-    thread::sleep(SETTLE.min(drain));
-    requests.close(); // what is queued is done, and then the interpreter ends
-    if interpreter.join(Some(drain.saturating_sub(SETTLE))).is_err() {
+    if interpreter.join(Some(drain)).is_err() {
         cells.cancel_latched("the kernel ends");
         let _named_below = interpreter.join(Some(MOMENT));
     }
@@ -66,7 +71,7 @@ struct Shell {
 }
 
 impl Handler for Shell {
-    fn on_request(&mut self, request: Request) {
+    async fn on_request(&mut self, request: Request) {
         if let Err(TrySendError::Closed(late) | TrySendError::Full(late)) = self.requests.try_send(request) {
             send(&self.iopub, late.status("busy"));
             send(&self.replies, late.reply(json!({ "status": "aborted" })));

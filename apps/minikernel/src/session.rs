@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Instant;
 
-use microio::{LoopServiceThread, Receiver, ScopeGroup, Sender, block_in_place, sleep};
+use microio::{LoopHandle, LoopServiceThread, Receiver, ScopeGroup, Sender, block_in_place, sleep};
 use serde_json::{Value as Json, json};
 use tracing::warn;
 use wildmatch::WildMatch;
@@ -18,13 +18,14 @@ use crate::message::{Message, Request};
 pub(crate) fn interpreter(
     mut requests: Receiver<Request>,
     cells: ScopeGroup,
+    interrupters: [LoopHandle; 2],
     input: Input,
     iopub: Sender<Message>,
     replies: Sender<Message>,
 ) -> LoopServiceThread {
     LoopServiceThread::new("interpreter", |cx| async move {
         let (interpreter, history, fences) = (Interpreter::new(), Vec::new(), HashMap::new());
-        let mut session = Session { interpreter, cells, input, iopub, history, count: 0, fences };
+        let mut session = Session { interpreter, cells, interrupters, input, iopub, history, count: 0, fences };
         cx.started();
         while let Ok(request) = requests.recv().await {
             send(&session.iopub, request.status("busy"));
@@ -40,6 +41,8 @@ pub(crate) fn interpreter(
 struct Session {
     interpreter: Interpreter,
     cells: ScopeGroup,
+    /// The loops that cancel what runs.
+    interrupters: [LoopHandle; 2],
     input: Input,
     iopub: Sender<Message>,
     /// Number, input and result of each cell.
@@ -100,6 +103,9 @@ impl Session {
         client.publish("execute_input", json!({ "code": code, "execution_count": count }));
 
         let (interpreter, extra) = (&mut self.interpreter, &request.content["user_expressions"]);
+        for loop_ in &self.interrupters {
+            let _went_round = loop_.ping().await; // an interrupt that came before this cell has its turn before it
+        }
         let cell = self.cells.scope();
         // The cell blocks its thread. An interrupt cancels the scope, from another thread, and the cell sees that.
         let body = async { block_in_place(|| evaluate(interpreter, code, extra, &client)) };

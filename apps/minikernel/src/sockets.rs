@@ -19,7 +19,7 @@ const FLUSH: Duration = Duration::from_secs(10);
 
 /// What a [`router`] does with what it hears, on its loop.
 pub(crate) trait Handler: Send + 'static {
-    fn on_request(&mut self, request: Request);
+    fn on_request(&mut self, request: Request) -> impl Future<Output = ()>;
     fn on_connect(&mut self, _client: &[u8]) {}
     /// The client of this message is not connected, or not any more.
     fn on_unsent(&mut self, _message: Message) {}
@@ -47,7 +47,7 @@ pub(crate) fn router(
                     frames = recv.recv() => match wire.read(frames?) {
                         Ok(mut request) => {
                             request.connection = connections.entry(request.identities[0].clone()).or_default().clone();
-                            handler.on_request(request);
+                            handler.on_request(request).await;
                         }
                         Err(error) => warn!("{name}: dropped a message: {error}"),
                     },
