@@ -15,7 +15,7 @@ from .sockets import SETTLE, Heartbeat, Publisher, Router
 log = logging.getLogger("minikernel")
 
 START = 10  # seconds that a start may take
-MOMENT = 0.06  # seconds that what is cancelled at the deadline may take to end; and then the services, all together
+MOMENT = 0.05  # seconds that what is cancelled at the deadline may take to end; and then the services, all together
 
 
 class Stuck(Exception):

@@ -18,7 +18,7 @@ pub(crate) const SETTLE: Duration = Duration::from_millis(20);
 /// How long a start may take.
 const START: Duration = Duration::from_secs(10);
 /// How long what is cancelled at the deadline may take to end; and then the services, all together.
-const MOMENT: Duration = Duration::from_millis(60);
+const MOMENT: Duration = Duration::from_millis(50);
 
 /// Runs the kernel until a client, a signal or a failure ends it. Then what is queued may run on, for as long as `drain`.
 ///
