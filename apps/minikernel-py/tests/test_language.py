@@ -104,6 +104,13 @@ def test_cell(code: str, expected: str) -> None:
     assert console.printed + result == expected
 
 
+def test_a_text_has_an_end() -> None:
+    interpreter = Interpreter()
+    interpreter.run("\n".join(['x = "a"'] + ["x = x + x"] * 26), Recorder())
+    with pytest.raises(Error, match="OverflowError: text too long"):
+        interpreter.run("x + x", Recorder())
+
+
 def test_completeness() -> None:
     for code in ["", "1", "(1)", "x = 1\n", "f(1)"]:
         assert completeness(code) == "complete", code

@@ -593,6 +593,12 @@ mod tests {
     }
 
     #[test]
+    fn a_text_has_an_end() {
+        let half = Value::Text("a".repeat(LONGEST / 2 + 1).into());
+        assert_eq!(apply('+', &half, &half).unwrap_err().to_string(), "OverflowError: text too long");
+    }
+
+    #[test]
     fn complete_cells() {
         for code in ["", "1", "(1)", "x = 1\n", "f(1)"] {
             assert_eq!(completeness(code), Completeness::Complete, "{code}");
