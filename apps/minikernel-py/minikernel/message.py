@@ -26,7 +26,7 @@ class Connection:
 
     def __init__(self, path: str) -> None:
         with open(path, encoding="utf-8") as file:
-            info = json.load(file)
+            info = {"signature_scheme": "hmac-sha256"} | json.load(file)
         for name, kind in {"transport": str, "ip": str, "key": str, "signature_scheme": str, **PORTS}.items():
             if not isinstance(info[name], kind) or name in PORTS and not 0 < info[name] < 65536:
                 raise ValueError(f"{name} is {info[name]!r}")

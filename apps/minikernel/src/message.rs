@@ -24,6 +24,7 @@ pub(crate) struct Connection {
     transport: String,
     ip: String,
     key: String,
+    #[serde(default)]
     #[expect(dead_code, reason = "there is but one, and reading it has seen to that")]
     signature_scheme: Scheme,
     pub(crate) shell_port: NonZeroU16,
@@ -33,8 +34,9 @@ pub(crate) struct Connection {
     pub(crate) hb_port: NonZeroU16,
 }
 
-#[derive(Clone, Deserialize)]
+#[derive(Clone, Default, Deserialize)]
 enum Scheme {
+    #[default]
     #[serde(rename = "hmac-sha256")]
     HmacSha256,
 }
@@ -42,7 +44,8 @@ enum Scheme {
 impl Connection {
     pub(crate) fn endpoint(&self, port: NonZeroU16) -> String {
         let separator = if self.transport == "ipc" { '-' } else { ':' };
-        format!("{}://{}{separator}{port}", self.transport, self.ip)
+        let ip = if self.ip == "*" { "0.0.0.0" } else { &self.ip };
+        format!("{}://{ip}{separator}{port}", self.transport)
     }
 
     pub(crate) fn wire(&self) -> Wire {
