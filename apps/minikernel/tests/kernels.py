@@ -117,9 +117,11 @@ class Kernel:
         return connect(self.info, channel, kind, **options)
 
     def interrupt(self, how):
-        """Interrupts by `message` or by `signal`."""
+        """Interrupts by `message`, and waits for the reply; or by `signal`, which has none."""
         if how == "message":
             self.manager.interrupt_kernel()
+            assert self.manager._control_socket.poll(PATIENCE * 1000), "no reply to the interrupt"
+            self.manager._control_socket.recv_multipart()
         else:
             self.process.send_signal(signal.SIGINT)
 
