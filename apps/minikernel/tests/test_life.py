@@ -144,6 +144,16 @@ def test_what_is_queued_is_drained(start, how):
     assert kernel.exit.time - begun < 10
 
 
+@pytest.mark.parametrize("how", HOWS)
+def test_what_was_printed_is_sent_before_it_ends(start, how):
+    kernel = start("--deadline", 20)
+    client = kernel.client()
+    cell = client.begin("\n".join(['x = "a"', *["x = x + x"] * 20, *["print(x)"] * 20])).answered()
+    ask_to_end(kernel, client, how)
+    assert len(cell.finish().stdout) == 20 * (2**20 + 1)
+    assert kernel.exit.wait() == 0
+
+
 def test_what_comes_after_the_shutdown_is_aborted(start):
     kernel = start("--deadline", 20)
     ann, bob = kernel.client(), kernel.client()
