@@ -397,7 +397,7 @@ fn block_in_place_finds_out_who_waits_for_the_very_loop() {
 
 #[test]
 fn block_in_place_allows_nothing_in_a_foreign_worker() {
-    let refused = block_on(async { block_in_place(|| CloseScope::new().wait_blocking(None)) });
+    let refused = block_on(async { block_in_place(|| CloseScope::new().wait_blocking(Some(SOON))) });
     assert_eq!(refused.unwrap_err(), WaitError::WouldBlock);
     assert_eq!(block_in_place(|| CloseScope::new().wait_blocking(Some(SOON))).unwrap_err(), WaitError::TimedOut);
 }
