@@ -8,6 +8,7 @@ mod ambient;
 mod cancel;
 mod channel;
 mod close;
+mod debug;
 mod error;
 mod mailbox;
 #[cfg(feature = "tokio")]
