@@ -206,6 +206,22 @@ def test_a_coroutine_driven_by_hand_ends_with_the_item(run, item):
     run(main())
 
 
+def test_a_wake_before_the_task_has_asked_for_it_is_kept(run):
+    async def main():
+        send, receive = create_channel()
+        steps = receive.receive().__await__()
+        parked = next(steps)
+        send.send_nowait(1)  # between the task's yield and its `add_done_callback`
+        woken = asyncio.Event()
+        parked.add_done_callback(lambda _: woken.set())
+        await asyncio.wait_for(woken.wait(), 10)
+        with pytest.raises(StopIteration) as end:
+            next(steps)
+        return end.value.value
+
+    assert run(main()) == 1
+
+
 def test_a_delivered_item_is_let_go_of(run):
     class Item:
         pass

@@ -4,6 +4,7 @@ import asyncio
 import queue
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -258,6 +259,30 @@ def test_a_waiter_has_the_methods_of_a_queue_for_one(registry):
             get()
     waiter.put_nowait("again")
     assert waiter.get_nowait() == "again"
+
+
+def test_the_main_thread_is_woken_again_after_it_was_woken_for_nothing(registry):
+    """Each round puts a value there and takes it away before the main thread can look."""
+    waiter = registry.register("key")
+    interval = sys.getswitchinterval()
+
+    def tease():
+        for _ in range(20):
+            waiter.put_nowait("gone again")
+            waiter.get_nowait()
+            time.sleep(0.001)  # lets the main thread look, and wait again: nothing tells when it has
+        waiter.put_nowait("here")
+
+    sys.setswitchinterval(60)  # or the main thread might get what was put there for a moment
+    try:
+        teaser = threading.Thread(target=tease)
+        teaser.start()
+        begin = time.monotonic()
+        assert waiter.get(timeout=20) == "here"
+        assert time.monotonic() - begin < 15, "found when the time was up, not woken"
+    finally:
+        sys.setswitchinterval(interval)
+    teaser.join()
 
 
 def test_a_waiter_refuses_a_negative_timeout(registry):
