@@ -222,6 +222,44 @@ def test_a_wake_before_the_task_has_asked_for_it_is_kept(run):
     assert run(main()) == 1
 
 
+def test_an_item_that_the_collector_sends_in_the_middle_of_a_receive_is_seen(run):
+    """Before 3.12 any allocation may collect: also that of what a task is parked on, when the channel was found empty."""
+
+    class Sends:
+        def __del__(self):
+            send.send_nowait("from __del__")
+
+    async def main():
+        steps = receive.receive().__await__()
+        gc.collect()
+        garbage = Sends()
+        garbage.itself = garbage
+        del garbage
+        thresholds = gc.get_threshold()
+        gc.set_threshold(1)
+        gc.enable()
+        try:
+            parked = next(steps)
+        except StopIteration as end:
+            return end.value
+        finally:
+            gc.set_threshold(*thresholds)
+        gc.collect()
+        woken = asyncio.Event()
+        parked.add_done_callback(lambda _: woken.set())
+        await asyncio.wait_for(woken.wait(), 10)
+        with pytest.raises(StopIteration) as end:
+            next(steps)
+        return end.value.value
+
+    send, receive = create_channel()
+    gc.disable()
+    try:
+        assert run(main()) == "from __del__"
+    finally:
+        gc.enable()
+
+
 def test_a_delivered_item_is_let_go_of(run):
     class Item:
         pass

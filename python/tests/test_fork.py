@@ -242,3 +242,29 @@ def test_a_fork_in_the_middle_of_other_threads_work_leaves_no_lock_held():
         "-W",
         "ignore::DeprecationWarning",  # from 3.12 on fork() warns when there are threads
     )
+
+
+def test_the_thread_that_forked_gets_the_signals_of_the_child():
+    run_script("""
+        import time, warnings
+        warnings.simplefilter("ignore", DeprecationWarning)  # a fork beside other threads
+
+        class Interrupted(Exception):
+            pass
+
+        def interrupt(number, frame):
+            raise Interrupted
+
+        def story():
+            signal.signal(signal.SIGALRM, interrupt)
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            begin = time.monotonic()
+            try:
+                CloseScope().wait(10)
+            except Interrupted:
+                assert time.monotonic() - begin < 8, "the wait has slept through the signal"
+
+        forker = threading.Thread(target=in_child, args=[story])
+        forker.start()
+        forker.join()
+    """)

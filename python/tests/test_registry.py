@@ -1,10 +1,12 @@
 """RequestRegistry: a request is registered, sent, and answered once, from any thread."""
 
 import asyncio
+import gc
 import queue
 import sys
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -869,6 +871,37 @@ def test_close_racing_requests_answers_every_one(busy_threads):
             woken = registry.close(ValueError("reader died"))
             assert [asked.result() for asked in asking].count("woken") == woken
             assert len(registry) == 0
+
+
+def test_a_wait_that_is_given_up_leaves_nothing_behind(run, registry):
+    async def main():
+        waiter = registry.register("key")
+        steps = registry.wait_async("key", waiter).__await__()
+        parked = weakref.ref(next(steps))
+        assert parked() is not None, "the primitive keeps it while somebody waits"
+        steps.close()
+        gc.collect()
+        assert parked() is None and len(registry) == 0
+
+    run(main())
+
+
+def test_a_wait_that_is_dropped_beside_an_exception_lets_that_pass(run, registry):
+    """A list that could not be made is dropped while the reason why is on its way."""
+
+    def waits():
+        steps = registry.wait_async("key", registry.register("key")).__await__()
+        next(steps)
+        yield steps
+        del steps
+        raise ValueError("mine")
+
+    async def main():
+        with pytest.raises(ValueError, match="mine"):
+            list(waits())
+        assert len(registry) == 0
+
+    run(main())
 
 
 def test_sixteen_threads_each_get_their_own_answers(registry, busy_threads):
