@@ -68,29 +68,28 @@ pub struct Shields {
     waker: Mutex<Option<Waker>>,
 }
 
-/// Pops what `enter` pushed, also when the code inside panics.
-struct Popper;
+/// Takes what `enter` pushed back, also when the code inside panics.
+struct Popper<B: FnMut(Entry)> {
+    /// Some if there is no stack.
+    entry: Option<Entry>,
+    back: B,
+}
 
-impl Drop for Popper {
+impl<B: FnMut(Entry)> Drop for Popper<B> {
     fn drop(&mut self) {
-        let entry = STACK.try_with(|stack| stack.borrow_mut().pop());
-        drop(entry);
+        let popped = || STACK.try_with(|stack| stack.borrow_mut().pop()).ok().flatten();
+        if let Some(entry) = self.entry.take().or_else(popped) {
+            (self.back)(entry);
+        }
     }
 }
 
-/// Runs `f` with `entry` on the stack, and hands the entry back. If `f` panics, the entry is dropped. A thread whose
-/// thread-locals are being destroyed has no stack any more: there `f` runs as it would outside of all scopes.
-pub fn enter<R>(entry: Entry, f: impl FnOnce() -> R) -> (R, Entry) {
-    let mut entry = Some(entry);
-    let _no_stack = STACK.try_with(|stack| stack.borrow_mut().extend(entry.take()));
-    if let Some(entry) = entry {
-        return (f(), entry);
-    }
-    let popper = Popper;
-    let output = f();
-    std::mem::forget(popper);
-    let entry = STACK.with(|stack| stack.borrow_mut().pop());
-    (output, entry.expect("pushed above, and whoever pushes pops"))
+/// Runs `f` with `entry` on the stack, and hands the entry `back`, also when `f` panics. A thread whose thread-locals are being
+/// destroyed has no stack any more: there `f` runs as it would outside of all scopes.
+pub fn enter<R>(entry: Entry, back: impl FnMut(Entry), f: impl FnOnce() -> R) -> R {
+    let mut popper = Popper { entry: Some(entry), back };
+    let _no_stack = STACK.try_with(|stack| stack.borrow_mut().extend(popper.entry.take()));
+    f()
 }
 
 /// The scopes that the running code is in, from the innermost out to the nearest shield, at most `max`.
@@ -273,10 +272,14 @@ impl<F: Future> Future for Scoped<F> {
         }
         let mut this = self.as_mut().project();
         let body = this.body.as_mut().as_pin_mut().expect("polled after its end");
-        let (output, entry) = enter(Entry::Frame(std::mem::take(this.frame)), || body.poll(cx));
-        if let Entry::Frame(frame) = entry {
-            *this.frame = frame;
-        }
+        let frame = this.frame;
+        let entry = Entry::Frame(std::mem::take(frame));
+        let back = |entry| {
+            if let Entry::Frame(polled) = entry {
+                *frame = polled;
+            }
+        };
+        let output = enter(entry, back, || body.poll(cx));
         if let Poll::Ready(output) = output {
             this.body.set(None);
             return Poll::Ready(Ok(output));
@@ -409,7 +412,7 @@ impl<F: Future> Future for Shield<F> {
         let mut this = self.project();
         this.held.get_or_insert_with(Held::all);
         let body = this.body.as_mut().as_pin_mut().expect("polled after its end");
-        let (output, _) = enter(Entry::Shield, || body.poll(cx));
+        let output = enter(Entry::Shield, drop, || body.poll(cx));
         let output = ready!(output);
         this.body.set(None);
         *this.held = None;

@@ -430,8 +430,9 @@ impl<F: Body, R: Report<F::Value>> Future for Child<F, R> {
             return Poll::Ready(());
         }
         let this = self.as_mut().project();
-        let (polled, entry) = enter(Entry::Child(group, *this.key), || this.body.poll(cx));
-        let Entry::Child(host, _) = entry else { unreachable!("it was pushed above") };
+        let mut entry = None;
+        let polled = enter(Entry::Child(group, *this.key), |back| entry = Some(back), || this.body.poll(cx));
+        let Some(Entry::Child(host, _)) = entry else { unreachable!("it was pushed above") };
         let group = host.into_any().downcast::<Group>().expect("it was pushed above");
         let outcome = match polled {
             Poll::Ready(Ok(Ok(value))) => Some(TaskOutcome::Done(value)),

@@ -266,6 +266,20 @@ fn a_run_that_moves_to_another_waker_is_woken_through_the_new_one() {
 }
 
 #[test]
+fn a_body_that_panics_after_a_wait_leaves_no_waker_in_its_scope() {
+    let (scope, hand) = (CancelScope::new(), Hand::new());
+    let body = async {
+        step().await;
+        panic!("body")
+    };
+    let mut run = Box::pin(scope.run(body));
+    assert!(hand.poll(&mut run).is_pending());
+    assert!(catch_unwind(AssertUnwindSafe(|| hand.poll(&mut run))).is_err());
+    drop(run);
+    assert_eq!(hand.wakers(), 0);
+}
+
+#[test]
 fn a_body_that_panics_leaves_the_stack_as_it_was() {
     let inner = CancelScope::new();
     let body = || async { panic!("body") };
