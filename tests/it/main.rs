@@ -5,6 +5,7 @@ mod support;
 
 mod actor;
 mod ambient;
+mod bad_input;
 mod cancel;
 mod channel;
 mod close;
