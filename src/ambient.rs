@@ -337,7 +337,8 @@ impl Shields {
 /// shuts down, a task group's abort after its grace.
 ///
 /// # Cancel safety
-/// Dropping the future drops the body, and the scopes around stop waiting.
+/// Dropping the future drops the body, and the scopes around stop waiting. One that has begun and is forgotten instead of dropped
+/// holds them off for ever.
 ///
 /// ```
 /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {

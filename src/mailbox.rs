@@ -136,7 +136,9 @@ impl<T> Inbox for Mailbox<T> {
 /// ```
 ///
 /// # Panics
-/// If the key or the gate panics, the call that ran it does. The item at hand is consumed; no other is lost.
+/// If the key or the gate panics, the call that ran it does. The item at hand is consumed; no other is lost. If the order of the
+/// keys panics, the call that compared them does, and what it had taken out is lost with it (a receive: one item); it counts as
+/// received. An order that is not one makes the sequence arbitrary, and loses nothing.
 pub struct PriorityMailbox<T, P> {
     sender: Sender<T>,
     receiver: Receiver<T>,

@@ -60,7 +60,8 @@ impl<T> Sender<T> {
     /// The channel is closed or failed: the item comes back.
     ///
     /// # Cancel safety
-    /// A send that is dropped before it is done has not sent: its item is dropped, its place goes to the next.
+    /// A send that is dropped before it is done has not sent: its item is dropped, its place goes to the next. One that is neither
+    /// polled on nor dropped (forgotten, say) keeps the place that came free for it, and those behind it wait.
     pub async fn send(&self, item: T) -> Result<(), SendError<T>> {
         poll_fn(poll_budget).await;
         self.pushing(item).await.or_else(|item| self.late(item)).map_err(SendError)

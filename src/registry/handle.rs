@@ -59,6 +59,9 @@ impl<K, V> Drop for ReplyHandle<K, V> {
 }
 
 /// Waits for the outcome of one request: await it, or block on it. Dropping it takes the request back.
+///
+/// # Panics
+/// If it is polled after it has given its outcome.
 #[must_use = "the request ends when its waiter is dropped"]
 pub struct Waiter<K, V> {
     pub(super) registry: Arc<Inner<K, V>>,

@@ -247,6 +247,9 @@ impl<F, R> Drop for Withdraw<F, R> {
 }
 
 /// A future that was submitted to a loop: await its output, or block for it. Dropping this lets the future go on.
+///
+/// # Panics
+/// If it is polled after it has given its output.
 #[must_use = "dropping this lets the future go on, and its output is lost"]
 pub struct Submitted<T>(Arc<Submission<T>>);
 

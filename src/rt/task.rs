@@ -22,6 +22,9 @@ pub(super) async fn in_scope<T>(
 }
 
 /// The handle of a task: await it for the outcome. Dropping it lets the task go on in its group.
+///
+/// # Panics
+/// If it is polled after it has given its outcome.
 #[must_use = "dropping the handle lets the task go on; `start_soon` starts one without a handle"]
 pub struct Task<T>(pub(super) Arc<TaskCell<T>>);
 
