@@ -25,7 +25,8 @@ pub type Name = Cow<'static, str>;
 /// implement [`Error`] itself (otherwise `?` could not convert every error into it); it dereferences to the error it
 /// holds, and converts into `Box<dyn Error>`.
 ///
-/// `{}` prints the error, `{:#}` the error and its chain of sources on one line.
+/// `{}` prints the error, `{:#}` the error and its chain of sources on one line. One that panics as it is printed is told as an
+/// error that cannot be printed, and a chain without an end is followed for 256 errors.
 ///
 /// ```
 /// use microio::Failure;
@@ -56,14 +57,30 @@ impl Failure {
 
     /// Whether this error, or one that it was caused by, is an `E`.
     pub(crate) fn chain_has<E: Error + 'static>(&self) -> bool {
-        let mut next: Option<&(dyn Error + 'static)> = Some(&**self);
-        while let Some(error) = next {
-            if error.is::<E>() {
-                return true;
-            }
-            next = error.source();
+        catch(|| self.chain().any(|error| error.is::<E>())).unwrap_or(false)
+    }
+
+    /// The error and what it was caused by. An error may say that it caused itself: then it ends somewhere, too.
+    fn chain(&self) -> impl Iterator<Item = &(dyn Error + 'static)> {
+        const LONGEST: usize = 256;
+        let first: &(dyn Error + 'static) = &**self;
+        std::iter::successors(Some(first), |&error| error.source()).take(LONGEST)
+    }
+
+    fn print(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !f.alternate() {
+            return fmt::Display::fmt(&*self.0, f);
         }
-        false
+        let mut text = self.0.to_string();
+        f.write_str(&text)?;
+        for source in self.chain().skip(1) {
+            // An error that only carries another shows as that one: it is said once.
+            let said = std::mem::replace(&mut text, source.to_string());
+            if text != said {
+                write!(f, ": {text}")?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -81,22 +98,10 @@ impl Deref for Failure {
 }
 
 impl fmt::Display for Failure {
+    /// An error that panics instead of printing itself must not take along who only wants to report it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if !f.alternate() {
-            return self.0.fmt(f);
-        }
-        let mut text = self.0.to_string();
-        f.write_str(&text)?;
-        let mut next = self.0.source();
-        while let Some(source) = next {
-            // An error that only carries another shows as that one: it is said once.
-            let said = std::mem::replace(&mut text, source.to_string());
-            if text != said {
-                write!(f, ": {text}")?;
-            }
-            next = source.source();
-        }
-        Ok(())
+        let printed = catch(|| self.print(f)).unwrap_or(Err(fmt::Error));
+        printed.or_else(|_| f.write_str("an error that cannot be printed"))
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod durations;
 mod forgotten;
+mod names;
 mod order;
 mod reentry;
 mod sequences;
