@@ -309,7 +309,8 @@ impl Shared {
 
     /// The body has ended.
     fn finish(&self, result: Result<(), Failure>) {
-        let outcome = self.settle(result);
+        // The result is dropped in there, and whoever joins waits for what follows.
+        let outcome = catch(|| self.settle(result)).unwrap_or_else(|panic| Err(self.error(&panic)));
         self.lock().phase = Phase::Done(outcome);
         wake_all(self);
     }

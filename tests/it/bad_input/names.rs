@@ -10,7 +10,7 @@ use microio::{
 use proptest::prelude::*;
 
 use super::check;
-use crate::support::{Hand, ready};
+use crate::support::{Hand, ready, within};
 
 /// No text, a NUL, lines, nothing that is ASCII, a lot of it.
 fn texts() -> impl Strategy<Value = String> {
@@ -94,6 +94,7 @@ enum Bad {
     FailsInDisplay,
     PanicsInSource,
     CausedItself,
+    PanicsInDrop,
 }
 
 #[derive(Debug)]
@@ -115,6 +116,14 @@ impl Error for BadError {
             Bad::PanicsInSource => std::panic::resume_unwind(Box::new("no source")),
             Bad::CausedItself => Some(self),
             _ => None,
+        }
+    }
+}
+
+impl Drop for BadError {
+    fn drop(&mut self) {
+        if self.0 == Bad::PanicsInDrop && !std::thread::panicking() {
+            std::panic::resume_unwind(Box::new("undroppable"))
         }
     }
 }
@@ -178,6 +187,19 @@ fn a_service_that_ends_with_a_bad_error_has_ended() {
         };
         assert!(cause.downcast_ref::<BadError>().is_some());
         assert_eq!(group.stop_join("over", None).errors.len(), 1);
+    });
+}
+
+/// Its last clone is dropped wherever that happens to be.
+#[test]
+fn an_error_that_panics_when_dropped_keeps_no_service_from_its_end() {
+    within(|| {
+        let service = ServiceThread::new("bad", |cx| {
+            cx.scope().fail(Failure::msg("the first"));
+            Err(BadError(Bad::PanicsInDrop).into())
+        });
+        service.start().unwrap();
+        assert!(service.join(None).is_err());
     });
 }
 
