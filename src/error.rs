@@ -189,6 +189,11 @@ pub(crate) fn catch<R>(f: impl FnOnce() -> R) -> Result<R, Failure> {
     catch_unwind(AssertUnwindSafe(f)).map_err(|payload| Panic::from_payload(payload).into())
 }
 
+/// Drops what is the user's, where a panic of its drop (the panic hook has reported it) would break our books.
+pub(crate) fn discard<T>(value: T) {
+    let _reported = catch(|| drop(value));
+}
+
 pin_project! {
     /// A future of the user that is polled *and dropped* inside a catch: a panic in either is its failure.
     pub(crate) struct Caught<F> {

@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use super::{Inner, Place, State};
-use crate::error::{Failure, WOULD_BLOCK, WaitError, display};
+use crate::error::{Failure, WOULD_BLOCK, WaitError, discard, display};
 use crate::sync::Arc;
 use crate::wait::block_on;
 
@@ -104,9 +104,9 @@ impl<K, V> Future for Waiter<K, V> {
             let mut shard = this.registry.shard(this.place.hash).lock();
             let State::Pending(parked) = &mut shard.slots[this.place.slot].state else {
                 let (state, entry) = shard.free(this.place);
-                this.done = true; // whatever the drop of the key does
+                this.done = true;
                 drop(shard);
-                drop(entry);
+                discard(entry);
                 let State::Done(outcome) = state else { unreachable!("just seen") };
                 return Poll::Ready(outcome);
             };
@@ -129,7 +129,7 @@ impl<K, V> Drop for Waiter<K, V> {
     fn drop(&mut self) {
         if !self.done {
             let left = self.registry.shard(self.place.hash).lock().free(self.place);
-            drop(left);
+            discard(left);
         }
     }
 }

@@ -31,7 +31,7 @@ pub use handle::{ReplyHandle, RequestError, Waiter};
 use key::{ByKey, BySlot, Carried, Entry, find};
 
 use crate::close::{CloseError, CloseScope, OnClose};
-use crate::error::Failure;
+use crate::error::{Failure, discard};
 use crate::slab::Slab;
 use crate::sync::{Arc, Mutex, Weak};
 use crate::wait::{WakeBatch, may_block, wake};
@@ -57,6 +57,10 @@ use crate::wait::{WakeBatch, may_block, wake};
 /// requests.close(Failure::msg("connection reset"));
 /// assert_eq!(requests.register(2).unwrap_err().to_string(), "connection reset");
 /// ```
+///
+/// # Panics
+/// If code of the key does; the registry stays whole. A panic in the drop of the registry's own copy of a key, or of a value
+/// that nobody will see, goes no further.
 pub struct RequestRegistry<K, V>(Arc<Owner<K, V>>);
 
 /// What the handles of a registry share. Waiters and reply handles do not hold it: when it is dropped, nobody can resolve by key.
@@ -327,7 +331,7 @@ impl<K, V> Inner<K, V> {
             let mut state = self.shards[shard].lock();
             let (limit, keys) = (state.next_generation, std::mem::take(&mut state.keys));
             drop(state);
-            drop(keys);
+            keys.into_iter().for_each(discard);
             limit
         });
         let shards = self.shards.iter().zip(limits);
@@ -399,7 +403,7 @@ impl<K: Eq + Hash + Clone, V> Inner<K, V> {
         let place = Place { hash, slot: entry.slot, generation };
         shard.keys.insert(entry);
         drop(shard);
-        drop(stale);
+        discard(stale);
         Ok(place)
     }
 
@@ -413,11 +417,12 @@ impl<K: Eq + Hash + Clone, V> Inner<K, V> {
         shard.slots[entry.slot].mapped = false;
         if !shard.is_pending(entry.slot) {
             drop(shard); // stale: its reply handle has answered
+            discard(entry);
             return Err(outcome);
         }
         let waker = shard.finish(entry.slot, outcome);
         drop(shard);
-        drop(entry);
+        discard(entry);
         if let Some(waker) = waker {
             wake(waker);
         }

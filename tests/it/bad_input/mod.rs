@@ -3,6 +3,7 @@
 
 mod durations;
 mod forgotten;
+mod keys;
 mod names;
 mod order;
 mod reentry;

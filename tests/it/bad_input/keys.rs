@@ -1,0 +1,215 @@
+//! Keys and values of a registry with bad manners: hashes that lie, comparisons, clones and drops that panic or come back.
+
+use std::cell::{Cell, RefCell};
+use std::hash::{Hash, Hasher};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Arc;
+use std::task::Poll;
+
+use microio::{Failure, RequestError, RequestRegistry, Waiter};
+use proptest::prelude::*;
+
+use super::check;
+use crate::support::Hand;
+
+type Requests = RequestRegistry<Odd, Odd>;
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Hashes {
+    Honestly,
+    Constantly,
+    AtRandom,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Equals {
+    Honestly,
+    Never,
+    Always,
+}
+
+/// What the user's code does besides its work.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Whim {
+    None,
+    Panics,
+    /// Uses the registry that it is in.
+    ComesBack,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Manners {
+    hashes: Hashes,
+    equals: Equals,
+    on_hash: Whim,
+    on_eq: Whim,
+    on_clone: Whim,
+    on_drop: Whim,
+}
+
+const GOOD: Manners = Manners {
+    hashes: Hashes::Honestly,
+    equals: Equals::Honestly,
+    on_hash: Whim::None,
+    on_eq: Whim::None,
+    on_clone: Whim::None,
+    on_drop: Whim::None,
+};
+
+thread_local! {
+    static MANNERS: Cell<Manners> = const { Cell::new(GOOD) };
+    static HOME: RefCell<Option<Requests>> = const { RefCell::new(None) };
+}
+
+fn whim(pick: impl FnOnce(Manners) -> Whim) {
+    match pick(MANNERS.get()) {
+        Whim::Panics if !std::thread::panicking() => resume_unwind(Box::new("a whim")), // without the hook, which prints,
+        Whim::None | Whim::Panics => {}
+        Whim::ComesBack => {
+            let manners = MANNERS.replace(GOOD); // once at a time
+            if let Some(requests) = HOME.take() {
+                let other = || Odd(200, Arc::new(()));
+                assert!(!requests.contains(&other()));
+                let _ = (requests.register(other()).map(drop), requests.resolve(&other(), other()), requests.len());
+                HOME.set(Some(requests));
+            }
+            MANNERS.set(manners);
+        }
+    }
+}
+
+/// A key and a value. All of them share one token.
+#[derive(Debug)]
+struct Odd(u8, Arc<()>);
+
+impl Hash for Odd {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        whim(|manners| manners.on_hash);
+        match MANNERS.get().hashes {
+            Hashes::Honestly => self.0.hash(state),
+            Hashes::Constantly => {}
+            Hashes::AtRandom => fastrand::u64(..).hash(state),
+        }
+    }
+}
+
+impl PartialEq for Odd {
+    fn eq(&self, other: &Self) -> bool {
+        whim(|manners| manners.on_eq);
+        match MANNERS.get().equals {
+            Equals::Honestly => self.0 == other.0,
+            Equals::Never => false,
+            Equals::Always => true,
+        }
+    }
+}
+
+impl Eq for Odd {}
+
+impl Clone for Odd {
+    fn clone(&self) -> Self {
+        whim(|manners| manners.on_clone);
+        Odd(self.0, self.1.clone())
+    }
+}
+
+impl Drop for Odd {
+    fn drop(&mut self) {
+        whim(|manners| manners.on_drop);
+    }
+}
+
+fn manners() -> impl Strategy<Value = Manners> {
+    let hashes = prop_oneof![Just(Hashes::Honestly), Just(Hashes::Constantly), Just(Hashes::AtRandom)];
+    let equals = prop_oneof![3 => Just(Equals::Honestly), 1 => Just(Equals::Never), 1 => Just(Equals::Always)];
+    let whim = || prop_oneof![3 => Just(Whim::None), 1 => Just(Whim::Panics), 1 => Just(Whim::ComesBack)];
+    // What comes back under the lock has a test of its own.
+    let quiet = || prop_oneof![3 => Just(Whim::None), 1 => Just(Whim::Panics)];
+    (hashes, equals, whim(), quiet(), quiet(), whim()).prop_map(
+        |(hashes, equals, on_hash, on_eq, on_clone, on_drop)| Manners {
+            hashes,
+            equals,
+            on_hash,
+            on_eq,
+            on_clone,
+            on_drop,
+        },
+    )
+}
+
+/// `act` with those manners; None if it panicked.
+fn with<R>(manners: Manners, act: impl FnOnce() -> R) -> Option<R> {
+    MANNERS.set(manners);
+    let done = catch_unwind(AssertUnwindSafe(act)).ok();
+    MANNERS.set(GOOD);
+    done
+}
+
+/// Whoever waits is woken, or still pending; what was ended and not woken would hang.
+fn look_after(waiting: &mut Vec<(Hand, Waiter<Odd, Odd>)>, manners: Manners) {
+    waiting.retain_mut(|(hand, waiter)| {
+        let woken = hand.wakes() > 0;
+        let poll = with(manners, || hand.poll(waiter).map(|outcome| drop(outcome)));
+        let over = !matches!(poll, Some(Poll::Pending));
+        assert_eq!(over, woken, "ended and not woken, or woken for nothing");
+        !over
+    });
+}
+
+#[test]
+fn whatever_the_keys_do_every_request_ends_once_and_leaves_nothing() {
+    let steps = prop::collection::vec((0..10u8, 0..4u8, any::<prop::sample::Index>()), 0..40);
+    check(256, (manners(), steps), |(manners, steps)| {
+        let (requests, token) = (Requests::new(), Arc::new(()));
+        HOME.set(Some(requests.clone()));
+        let odd = |n| Odd(n, token.clone());
+        let (mut waiting, mut handles, mut closed) = (Vec::new(), Vec::new(), false);
+        for (step, key, index) in steps {
+            let cause = || Failure::msg("over");
+            match step {
+                0 | 1 => match with(manners, || requests.register(odd(key))) {
+                    Some(Ok(waiter)) => waiting.push((Hand::new(), waiter)),
+                    Some(Err(error)) => assert_eq!(matches!(error, RequestError::Closed(_)), closed),
+                    None => {}
+                },
+                2 | 3 => match with(manners, || requests.reply(odd(key))) {
+                    Some(Ok((handle, waiter))) => {
+                        waiting.push((Hand::new(), waiter));
+                        handles.push(handle);
+                    }
+                    Some(Err(error)) => assert_eq!(matches!(error, RequestError::Closed(_)), closed),
+                    None => {}
+                },
+                4 => drop(with(manners, || requests.resolve(&odd(key), odd(0)).map_err(drop))),
+                5 => drop(with(manners, || requests.fail(&odd(key), cause()))),
+                6 if !handles.is_empty() => {
+                    let handle = handles.swap_remove(index.index(handles.len()));
+                    with(manners, || if key == 0 { drop(handle) } else { drop(handle.resolve(odd(0))) });
+                }
+                7 if !waiting.is_empty() => {
+                    let (hand, waiter) = waiting.swap_remove(index.index(waiting.len()));
+                    with(manners, || drop(waiter));
+                    assert_eq!(hand.wakers(), 0);
+                }
+                8 => drop(with(manners, || requests.fail_all(cause()))),
+                9 if key == 0 => {
+                    with(manners, || requests.close(cause()));
+                    closed = true;
+                }
+                _ => drop(with(manners, || (requests.contains(&odd(key)), requests.pending().len()))),
+            }
+            look_after(&mut waiting, manners);
+            assert_eq!(requests.len(), waiting.len());
+        }
+        with(manners, || requests.close(Failure::msg("the end")));
+        look_after(&mut waiting, manners);
+        assert!(waiting.is_empty() && requests.is_empty() && requests.pending().is_empty());
+        with(manners, || handles.clear());
+        HOME.set(None);
+        drop(requests);
+        // What a function was about to return is leaked by the compiler, if a drop panics on the way out of it.
+        if manners.on_drop != Whim::Panics {
+            assert_eq!(Arc::strong_count(&token), 1, "a key or a value is left");
+        }
+    });
+}
