@@ -45,7 +45,7 @@ impl<K, V> ReplyHandle<K, V> {
 
     /// Whether somebody still waits for the answer.
     pub fn is_wanted(&self) -> bool {
-        let shard = self.registry.shard(self.place.hash).lock();
+        let shard = self.registry.shard(self.place.hash);
         shard.is_own(self.place) && shard.is_pending(self.place.slot)
     }
 }
@@ -101,7 +101,7 @@ impl<K, V> Future for Waiter<K, V> {
         assert!(!this.done, "polled after its end");
         let mut waker = None;
         loop {
-            let mut shard = this.registry.shard(this.place.hash).lock();
+            let mut shard = this.registry.shard(this.place.hash);
             let State::Pending(parked) = &mut shard.slots[this.place.slot].state else {
                 let (state, entry) = shard.free(this.place);
                 this.done = true;
@@ -128,7 +128,7 @@ impl<K, V> Future for Waiter<K, V> {
 impl<K, V> Drop for Waiter<K, V> {
     fn drop(&mut self) {
         if !self.done {
-            let left = self.registry.shard(self.place.hash).lock().free(self.place);
+            let left = self.registry.shard(self.place.hash).free(self.place);
             discard(left);
         }
     }

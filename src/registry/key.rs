@@ -5,7 +5,10 @@
 //! bounds; only a look-up by key compares keys.
 
 use std::borrow::Borrow;
+use std::cell::Cell;
 use std::hash::{Hash, Hasher};
+
+use crate::sync::per_thread;
 
 /// A key in the map, with its hash (made once, outside the lock) and its slot.
 pub(super) struct Entry<K> {
@@ -117,5 +120,29 @@ impl Hasher for Carried {
     }
     fn finish(&self) -> u64 {
         self.0
+    }
+}
+
+per_thread!(RUNS: Cell<usize> = Cell::new(0));
+
+/// Code of a key (`Eq`, `Clone`) runs on this thread under a lock of the registry at that address, until dropped.
+pub(super) struct KeyCode(usize);
+
+impl KeyCode {
+    pub(super) fn enter(registry: usize) -> Self {
+        KeyCode(RUNS.with(|runs| runs.replace(registry)))
+    }
+
+    /// # Panics
+    /// In the code of a key of that registry, which would wait here for itself.
+    pub(super) fn forbid(registry: usize) {
+        let runs = RUNS.try_with(Cell::get).is_ok_and(|runs| runs == registry);
+        assert!(!runs, "a key used its own registry while that compared or cloned it");
+    }
+}
+
+impl Drop for KeyCode {
+    fn drop(&mut self) {
+        RUNS.with(|runs| runs.set(self.0));
     }
 }

@@ -14,7 +14,8 @@
 //!    look its key up: it leaves a stale entry (`mapped`), which the waiter takes out, or the next request with that key.
 //! 3. A generation is never used twice in a shard: a handle or a waiter finds its own request or none.
 //! 4. One shard lock at a time. Under it run the key's `Eq` (the documented exception to law 1; a panic there leaves the map
-//!    intact) and, in `pending`, its `Clone`; never its `Hash` or its drop. Values, wakers and causes move through and are dropped outside.
+//!    intact) and, in `pending`, its `Clone`; never its `Hash` or its drop. Were they to use the same registry they would wait
+//!    for themselves: they panic instead (`KeyCode`). Values, wakers and causes move through and are dropped outside.
 
 mod handle;
 mod key;
@@ -23,12 +24,13 @@ use std::collections::HashSet;
 use std::collections::hash_map::RandomState;
 use std::fmt;
 use std::hash::{BuildHasher, BuildHasherDefault, Hash};
+use std::ops::DerefMut;
 use std::panic::Location;
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
 pub use handle::{ReplyHandle, RequestError, Waiter};
-use key::{ByKey, BySlot, Carried, Entry, find};
+use key::{ByKey, BySlot, Carried, Entry, KeyCode, find};
 
 use crate::close::{CloseError, CloseScope, OnClose};
 use crate::error::{Failure, discard};
@@ -59,8 +61,9 @@ use crate::wait::{WakeBatch, may_block, wake};
 /// ```
 ///
 /// # Panics
-/// If code of the key does; the registry stays whole. A panic in the drop of the registry's own copy of a key, or of a value
-/// that nobody will see, goes no further.
+/// If code of the key does: `Hash`, and `Eq` (in [`pending`](RequestRegistry::pending) `Clone`), which runs under a lock of the
+/// registry and panics if it uses the same registry, its handles or its waiters. The registry stays whole. A panic in the drop
+/// of the registry's own copy of a key, or of a value that nobody will see, goes no further.
 pub struct RequestRegistry<K, V>(Arc<Owner<K, V>>);
 
 /// What the handles of a registry share. Waiters and reply handles do not hold it: when it is dropped, nobody can resolve by key.
@@ -203,7 +206,7 @@ impl<K: Eq + Hash + Clone, V> RequestRegistry<K, V> {
 
     /// How many requests are pending.
     pub fn len(&self) -> usize {
-        self.inner().shards.iter().map(|shard| shard.lock().pending).sum()
+        self.inner().pending()
     }
 
     /// Whether none is.
@@ -214,7 +217,8 @@ impl<K: Eq + Hash + Clone, V> RequestRegistry<K, V> {
     /// Whether a request with that key is pending.
     pub fn contains(&self, key: &K) -> bool {
         let hash = self.inner().hasher.hash_one(key);
-        let shard = self.inner().shard(hash).lock();
+        let shard = self.inner().shard(hash);
+        let _code = self.inner().key_code();
         shard.keys.get(find(&ByKey(hash, key))).is_some_and(|entry| shard.is_pending(entry.slot))
     }
 
@@ -223,7 +227,8 @@ impl<K: Eq + Hash + Clone, V> RequestRegistry<K, V> {
         let now = Instant::now();
         let mut pending = Vec::new();
         for shard in &self.inner().shards {
-            let shard = shard.lock();
+            let shard = self.inner().lock(shard);
+            let _code = self.inner().key_code();
             let entries = shard.keys.iter().filter(|entry| shard.is_pending(entry.slot));
             let aged =
                 entries.map(|entry| (entry.key.clone(), now.saturating_duration_since(shard.slots[entry.slot].since)));
@@ -305,13 +310,33 @@ impl<K: Eq + Hash + Clone, V> RequestRegistry<K, V> {
 
 impl<K, V> Inner<K, V> {
     /// Its bits are not those that the shard's map uses: it takes the lowest and the top seven.
-    fn shard(&self, hash: u64) -> &Mutex<Shard<K, V>> {
-        &self.shards[(hash >> 48) as usize % SHARDS]
+    fn shard(&self, hash: u64) -> impl DerefMut<Target = Shard<K, V>> {
+        self.lock(&self.shards[(hash >> 48) as usize % SHARDS])
+    }
+
+    /// # Panics
+    /// In the code of a key that runs under one of these locks.
+    fn lock<'a>(&self, shard: &'a Mutex<Shard<K, V>>) -> impl DerefMut<Target = Shard<K, V>> + use<'a, K, V> {
+        KeyCode::forbid(self.address());
+        shard.lock()
+    }
+
+    /// Code of a key runs under a lock, until this is dropped.
+    fn key_code(&self) -> KeyCode {
+        KeyCode::enter(self.address())
+    }
+
+    fn address(&self) -> usize {
+        std::ptr::from_ref(self).addr()
+    }
+
+    fn pending(&self) -> usize {
+        self.shards.iter().map(|shard| self.lock(shard).pending).sum()
     }
 
     /// Ends the request, if it is still pending; otherwise the outcome comes back.
     fn finish(&self, place: Place, outcome: Result<V, RequestError>) -> Result<(), Result<V, RequestError>> {
-        let mut shard = self.shard(place.hash).lock();
+        let mut shard = self.shard(place.hash);
         if !shard.is_own(place) || !shard.is_pending(place.slot) {
             drop(shard);
             return Err(outcome);
@@ -328,22 +353,22 @@ impl<K, V> Inner<K, V> {
     /// generations are above the limits.
     fn sweep(&self, error: &RequestError, hit: impl Fn(&Slot<V>) -> bool) -> usize {
         let limits: [_; SHARDS] = std::array::from_fn(|shard| {
-            let mut state = self.shards[shard].lock();
+            let mut state = self.lock(&self.shards[shard]);
             let (limit, keys) = (state.next_generation, std::mem::take(&mut state.keys));
             drop(state);
             keys.into_iter().for_each(discard);
             limit
         });
         let shards = self.shards.iter().zip(limits);
-        shards.map(|(shard, limit)| Self::sweep_shard(shard, error, |slot| slot.generation < limit && hit(slot))).sum()
+        shards.map(|(shard, limit)| self.sweep_shard(shard, error, |slot| slot.generation < limit && hit(slot))).sum()
     }
 
-    fn sweep_shard(shard: &Mutex<Shard<K, V>>, error: &RequestError, hit: impl Fn(&Slot<V>) -> bool) -> usize {
+    fn sweep_shard(&self, shard: &Mutex<Shard<K, V>>, error: &RequestError, hit: impl Fn(&Slot<V>) -> bool) -> usize {
         const AT_A_TIME: u32 = 256;
         let (mut failed, mut slot) = (0, 0);
         loop {
             let mut batch = WakeBatch::default();
-            let mut state = shard.lock();
+            let mut state = self.lock(shard);
             let end = state.slots.end().min(slot + AT_A_TIME);
             while slot < end && !batch.is_full() {
                 if state.slots.get(slot).is_some_and(&hit) && state.is_pending(slot) {
@@ -366,7 +391,7 @@ impl<K, V> Inner<K, V> {
         // The first shard decides who closes; the others follow. Until a shard is marked it accepts requests, and then sweeps
         // them away: nobody waits in vain.
         for (index, shard) in self.shards.iter().enumerate() {
-            let mut shard = shard.lock();
+            let mut shard = self.lock(shard);
             if index == 0 && shard.closed.is_some() {
                 return 0;
             }
@@ -381,13 +406,16 @@ impl<K: Eq + Hash + Clone, V> Inner<K, V> {
         let hash = self.hasher.hash_one(key);
         let mut entry = Entry { hash, slot: 0, key: key.clone() };
         let since = Instant::now();
-        let mut shard = self.shard(hash).lock();
+        let mut shard = self.shard(hash);
         if let Some(cause) = shard.closed.clone() {
             drop(shard);
             return Err(RequestError::Closed(cause));
         }
         let mut stale = None;
-        if let Some(&Entry { slot, .. }) = shard.keys.get(find(&ByKey(hash, key))) {
+        let code = self.key_code();
+        let found = shard.keys.get(find(&ByKey(hash, key))).map(|entry| entry.slot);
+        drop(code);
+        if let Some(slot) = found {
             if shard.is_pending(slot) {
                 drop(shard);
                 return Err(RequestError::Duplicate);
@@ -409,8 +437,11 @@ impl<K: Eq + Hash + Clone, V> Inner<K, V> {
 
     fn finish_key(&self, key: &K, outcome: Result<V, RequestError>) -> Result<(), Result<V, RequestError>> {
         let hash = self.hasher.hash_one(key);
-        let mut shard = self.shard(hash).lock();
-        let Some(entry) = shard.keys.take(find(&ByKey(hash, key))) else {
+        let mut shard = self.shard(hash);
+        let code = self.key_code();
+        let found = shard.keys.take(find(&ByKey(hash, key)));
+        drop(code);
+        let Some(entry) = found else {
             drop(shard);
             return Err(outcome);
         };
@@ -471,7 +502,6 @@ where
 
 impl<K, V> fmt::Debug for RequestRegistry<K, V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let pending: usize = self.0.0.shards.iter().map(|shard| shard.lock().pending).sum();
-        f.debug_struct("RequestRegistry").field("pending", &pending).finish()
+        f.debug_struct("RequestRegistry").field("pending", &self.0.0.pending()).finish()
     }
 }

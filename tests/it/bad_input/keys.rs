@@ -213,3 +213,33 @@ fn whatever_the_keys_do_every_request_ends_once_and_leaves_nothing() {
         }
     });
 }
+
+/// It would wait for the lock that it runs under.
+#[test]
+fn a_comparison_that_comes_back_to_its_registry_panics_and_leaves_the_registry_whole() {
+    check(16, 0..6u8, |act| {
+        let (requests, token, hand) = (Requests::new(), Arc::new(()), Hand::new());
+        let odd = |n| Odd(n, token.clone());
+        let mut waiter = requests.register(odd(1)).unwrap();
+        assert!(hand.poll(&mut waiter).is_pending());
+        HOME.set(Some(requests.clone()));
+        let came_back = match act {
+            5 => Manners { on_clone: Whim::ComesBack, ..GOOD },
+            _ => Manners { on_eq: Whim::ComesBack, ..GOOD },
+        };
+        let done = with(came_back, || match act {
+            0 => drop(requests.register(odd(1))),
+            1 => drop(requests.reply(odd(1))),
+            2 => drop(requests.resolve(&odd(1), odd(2))),
+            3 => _ = requests.fail(&odd(1), Failure::msg("over")),
+            4 => _ = requests.contains(&odd(1)),
+            _ => drop(requests.pending()),
+        });
+        assert!(done.is_none(), "it came back and nobody noticed");
+        HOME.set(None);
+        assert_eq!((requests.len(), hand.wakes()), (1, 0));
+        requests.resolve(&odd(1), odd(3)).unwrap();
+        assert!(matches!(hand.poll(&mut waiter), Poll::Ready(Ok(Odd(3, _)))));
+        assert_eq!(requests.len(), 0);
+    });
+}
