@@ -1,5 +1,5 @@
-//! Futures that are polled by whom nobody expects: with another waker each time, from another thread, after their end; and
-//! those that are polled once and forgotten, without a drop.
+//! Futures that are polled by whom nobody expects: with another waker each time, from another thread, after their end;
+//! and those that are polled once and forgotten, without a drop.
 
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -278,6 +278,9 @@ fn a_wait_for_what_stays_can_be_polled_again_and_one_that_gave_its_outcome_away_
 
 #[cfg(feature = "tokio")]
 mod tasks {
+    use std::sync::Arc;
+    use std::time::Duration;
+
     use microio::{CallError, LoopServiceThread, TaskGroup, TaskOutcome};
 
     use super::*;
@@ -311,27 +314,37 @@ mod tasks {
 
     #[test]
     fn a_group_that_was_shut_down_or_joined_can_be_shut_down_and_joined_again_and_takes_no_more() {
-        check(32, prop::collection::vec(0..4u8, 1..6), |acts| {
+        check(32, (any::<bool>(), prop::collection::vec(0..4u8, 1..6)), |(joined, acts)| {
             run(async move {
                 let group = TaskGroup::new();
-                group.start_soon("child", std::future::pending());
-                group.shutdown("over", std::time::Duration::ZERO).await;
+                if joined {
+                    group.start_soon("child", async { Ok(()) });
+                    group.join().await.unwrap();
+                } else {
+                    group.start_soon("child", std::future::pending());
+                    group.shutdown("over", Duration::ZERO).await;
+                }
                 for act in acts {
                     match act {
                         0 => group.join().await.unwrap(),
                         1 => {
-                            let report = group.shutdown("again", std::time::Duration::MAX).await;
+                            let report = group.shutdown("again", Duration::MAX).await;
                             assert_eq!((report.finished, report.aborted.len(), report.stuck.len()), (0, 0, 0));
                         }
                         2 => {
-                            let (dropped, guard) = tokio::sync::oneshot::channel::<()>();
-                            group.start_soon("late", async move {
+                            let guard = Arc::new(());
+                            let late = |guard: Arc<()>| async move {
                                 drop(guard);
                                 panic!("it was polled")
-                            });
-                            assert!(dropped.is_closed(), "dropped at once");
+                            };
+                            group.start_soon("late", late(guard.clone()));
+                            group.start_soon_local("late", late(guard.clone()));
+                            assert_eq!(Arc::strong_count(&guard), 1, "dropped at once");
                         }
-                        _ => assert!(!group.cancel("again")),
+                        _ => {
+                            let live = !group.scope().is_cancelled();
+                            assert_eq!(group.cancel("again"), live);
+                        }
                     }
                 }
                 group.join().await.unwrap();

@@ -1,5 +1,28 @@
-//! Bad input: what nobody should pass, and somebody will. Each property runs on many inputs, the same in every run, on a
-//! thread of its own: what hangs fails.
+//! Bad input: what nobody should pass, and somebody will. Each property runs on many inputs, the same in every run, on
+//! a thread of its own: what hangs fails.
+//!
+//! Every public constructor and setter, and every wait that takes a time, is in this table; a new one gets a line.
+//!
+//! | what takes it | the bad input | where |
+//! |---|---|---|
+//! | each `.._blocking`, `wait_started`, `join`, `join_or_log`, `call_sync` | times | `durations` |
+//! | `start_all`, `stop_join`, `stop_join_async` | times | `durations` |
+//! | `sleep`, `move_on_after`, `fail_after`, `shutdown`, `with_grace` | times | `durations` |
+//! | `channel`, `bounded`, `Mailbox::new`, `with_late_send`, `drain`, `recv_many` | sizes, amounts | `sizes` |
+//! | `PriorityMailbox::new`, `Floor::set` | keys without an order | `order` |
+//! | `with_gate`, `ActorCore::new`, `run`, `run_concurrent` | code that uses what calls it | `reentry` |
+//! | `RequestRegistry::new`, `bound_to`, `register`, `reply` | keys, values | `keys` |
+//! | `resolve`, `fail`, `fail_all`, `close`, `contains`, `pending`, `ReplyHandle` | keys, values | `keys` |
+//! | `request`, `ask` (their keys go through `register` and `reply`) | times | `durations` |
+//! | `Failure`, `Reason`; `close`, `fail`, `cancel`, `stop` | texts, errors | `names` |
+//! | `ServiceThread::new`, `LoopServiceThread::new`, `ServiceGroup::new` | names, bodies | `names`, `reentry` |
+//! | `ServiceGroup::add`, `start`, `stop` | members twice or in any state, any order of calls | `sequences` |
+//! | `start_soon`, `start_soon_local`, `create_task` | names, use after the end | `names`, `forgotten` |
+//! | `start`, `task_group` | names, errors | `names` |
+//! | `call_soon`, `submit`, `submit_local`, `block_in_place` | code that uses its own loop | `reentry` |
+//! | `call`, `ping`, `Submitted::cancel`, `Task::cancel` | use before the start and after the end | `sequences` |
+//! | `CloseScope`, `CancelScope`, `ScopeGroup`, `WorkTracker` | any order of calls | `sequences` |
+//! | each future | polled by others, after its end, or forgotten | `forgotten` |
 
 mod durations;
 mod forgotten;

@@ -1,11 +1,11 @@
-//! Names, reasons and causes: any text or none, names that come twice, errors that cannot be printed or caused themselves.
+//! Names, reasons and causes: any text or none, names that come twice, errors that are bad ones themselves.
 
 use std::error::Error;
 use std::fmt;
 
 use microio::{
-    CancelScope, Cancelled, CloseScope, Failure, RecvError, RequestRegistry, Service, ServiceError, ServiceGroup,
-    ServiceThread, channel,
+    CancelScope, CloseScope, Failure, RecvError, RequestRegistry, Service, ServiceError, ServiceGroup, ServiceThread,
+    channel,
 };
 use proptest::prelude::*;
 
@@ -208,7 +208,7 @@ mod tasks {
     use std::future::pending;
     use std::time::Duration;
 
-    use microio::{LoopServiceThread, StartError, TaskGroup, TaskOutcome, shield, sleep};
+    use microio::{Cancelled, LoopServiceThread, StartError, TaskGroup, TaskOutcome, shield, sleep};
 
     use super::*;
     use crate::support::run;

@@ -40,6 +40,7 @@ impl Ord for Rank {
     }
 }
 
+#[allow(clippy::non_canonical_partial_ord_impl)] // bad on purpose
 impl PartialOrd for Rank {
     fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         if ORDER.get() == Order::Never { None } else { Some(self.cmp(other)) }

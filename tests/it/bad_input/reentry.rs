@@ -164,7 +164,7 @@ fn a_body_that_uses_its_own_service_is_told_what_it_may_not_and_ends() {
 
 #[cfg(feature = "tokio")]
 mod loops {
-    use microio::{CallError, LoopServiceThread};
+    use microio::{CallError, LoopServiceThread, block_in_place};
 
     use super::*;
     use crate::support::{LONG, OnDrop};
@@ -180,7 +180,9 @@ mod loops {
             1 => drop(handle.submit(async { 1 })),
             2 => _ = handle.submit(std::future::pending::<()>()).cancel("at once"),
             3 if inside => {
-                assert!(matches!(handle.submit(async {}).wait_blocking(None), Err(CallError::WouldBlock)));
+                let on_itself = || handle.submit(async {}).wait_blocking(None);
+                assert!(matches!(on_itself(), Err(CallError::WouldBlock)));
+                assert!(matches!(block_in_place(on_itself), Err(CallError::WouldBlock)));
                 assert!(matches!(service.join(None), Err(ServiceError::WouldBlock { .. })));
                 assert!(matches!(service.wait_started(None), Err(ServiceError::WouldBlock { .. })));
             }
@@ -207,6 +209,7 @@ mod loops {
             let seat = Arc::new(Mutex::new(Some(service)));
             seat.lock().unwrap().as_ref().unwrap().start().unwrap();
             let (token, mut calls) = (Arc::new(()), Vec::new());
+            let stops = acts.iter().any(|(_, act)| *act == 4);
             for (how, act) in acts {
                 let (seat, held) = (seat.clone(), token.clone());
                 let code = move || {
@@ -231,7 +234,8 @@ mod loops {
             }
             for call in calls {
                 match call.wait_blocking(Some(LONG)) {
-                    Ok(()) | Err(CallError::Closed(_) | CallError::Panicked(_)) => {}
+                    Ok(()) | Err(CallError::Panicked(_)) => {}
+                    Err(CallError::Closed(_)) => assert!(stops),
                     other => panic!("{other:?}"),
                 }
             }

@@ -1,5 +1,5 @@
-//! Random sequences of operations beside a simple model: scopes and their trees, groups of them, trackers, tasks, submitted
-//! futures and services. (The channel, the mailboxes and the registry have such tests in their own files.)
+//! Random sequences of operations beside a simple model: scopes and their trees, groups of them, trackers, tasks,
+//! submitted futures and services. (The channel, the mailboxes and the registry have such tests in their own files.)
 
 use std::future::Future;
 use std::pin::Pin;
@@ -8,7 +8,8 @@ use std::task::Poll;
 use std::time::Duration;
 
 use microio::{
-    CancelScope, CloseScope, Failure, ScopeGroup, Service, ServiceError, ServiceState, ServiceThread, WorkTracker,
+    CancelScope, CloseScope, Failure, ScopeGroup, Service, ServiceError, ServiceGroup, ServiceState, ServiceThread,
+    WorkTracker,
 };
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -21,12 +22,14 @@ fn steps(operations: u8, most: usize) -> impl Strategy<Value = Vec<(u8, Index)>>
     prop::collection::vec((0..operations, any::<Index>()), 0..most)
 }
 
+type Wait<O> = Pin<Box<dyn Future<Output = O> + Send>>;
+
 /// Waits in progress, each polled once, and what they are for.
-struct Waits<T, O>(Vec<(T, Pin<Box<dyn Future<Output = O> + Send>>, Hand)>);
+struct Waits<T, O>(Vec<(T, Wait<O>, Hand)>);
 
 impl<T, O> Waits<T, O> {
     fn add(&mut self, of: T, wait: impl Future<Output = O> + Send + 'static, is_over: bool) {
-        let (mut wait, hand): (Pin<Box<dyn Future<Output = O> + Send>>, _) = (Box::pin(wait), Hand::new());
+        let (mut wait, hand): (Wait<O>, _) = (Box::pin(wait), Hand::new());
         let polled = hand.poll(&mut wait);
         assert_eq!(polled.is_ready(), is_over);
         if !is_over {
@@ -203,12 +206,14 @@ fn a_work_tracker_tells_of_every_moment_without_work_and_with() {
                 _ => {}
             }
             assert_eq!((tracker.count(), tracker.is_busy()), (work.len(), !work.is_empty()));
-            // A wake that finds nothing is allowed here: a tracker wakes both kinds.
+            // A wake that finds nothing is allowed here: a tracker wakes both kinds. Who looks late has missed nothing.
+            let looks_late = at.index(3) > 0;
             waits.0.retain_mut(|((for_idle, seen), wait, hand)| {
                 let over = if *for_idle { idles != *seen } else { starts != *seen };
                 assert!(!over || hand.wakes() > 0);
-                assert_eq!(hand.poll(wait).is_ready(), over);
-                !over
+                let ended = !looks_late && hand.poll(wait).is_ready();
+                assert_eq!(ended, over && !looks_late);
+                !ended
             });
         }
     });
@@ -298,6 +303,53 @@ fn a_service_goes_only_where_its_table_says_and_answers_the_same_for_ever() {
     });
 }
 
+/// Members that were started, stopped or ended before, and members that are in it twice.
+#[test]
+fn a_group_of_whatever_members_starts_all_of_them_or_names_the_first_that_does_not() {
+    check(96, prop::collection::vec((0..4u8, any::<Index>()), 0..6), |members| {
+        let mut group = ServiceGroup::new("group");
+        let mut services = Vec::<ServiceThread>::new();
+        let mut culprit = None;
+        for (nth, (before, at)) in members.into_iter().enumerate() {
+            let service = match services.get(at.index(8)) {
+                Some(again) => again.clone(),
+                None => {
+                    let service = ServiceThread::new(format!("{nth}"), |cx| {
+                        cx.started();
+                        cx.scope().wait_blocking(None)?;
+                        Ok(())
+                    });
+                    match before {
+                        0 => service.start().unwrap(),
+                        1 => assert!(service.stop("before".into())),
+                        _ => {}
+                    }
+                    service
+                }
+            };
+            let is_new =
+                service.state() == ServiceState::New && !services.iter().any(|one| one.name() == service.name());
+            if !is_new {
+                culprit.get_or_insert((nth, service.name().to_owned()));
+            }
+            group.add(service.clone());
+            services.push(service);
+        }
+        match (group.start_all(None), &culprit) {
+            (Ok(()), None) => assert!(services.iter().all(|service| service.state() == ServiceState::Ready)),
+            (Err(error), Some((nth, name))) => {
+                assert_eq!(error.failed.service(), name);
+                assert!(error.stopped.iter().eq(services[..*nth].iter().rev().map(|service| service.name())));
+                assert!(services[..*nth].iter().all(|service| service.state() == ServiceState::Done));
+            }
+            (started, expected) => panic!("{started:?} for {expected:?}"),
+        }
+        let report = group.stop_join("over", None);
+        assert!(report.errors.is_empty() && report.stuck.is_empty(), "{report:?}");
+        assert!(services.iter().all(|service| service.state() == ServiceState::Done));
+    });
+}
+
 fn text(result: Result<(), ServiceError>) -> &'static str {
     match result {
         Ok(()) => "ok",
@@ -315,7 +367,7 @@ mod tasks {
     use microio::{CallError, LoopServiceThread, Task, TaskGroup, TaskOutcome};
 
     use super::*;
-    use crate::support::run;
+    use crate::support::{ready, run};
 
     fn name(outcome: TaskOutcome<u8>) -> &'static str {
         match outcome {
@@ -357,6 +409,7 @@ mod tasks {
                 let group = TaskGroup::new();
                 let (mut children, mut failures, mut cancelled) = (Vec::<Child>::new(), 0, false);
                 for (operation, at) in steps {
+                    let looks = at.index(3) == 0; // in between, nobody does
                     if operation < 4 || children.is_empty() {
                         let (tell, order) = tokio::sync::oneshot::channel();
                         let task = Some(group.create_task("child", child(order)));
@@ -400,7 +453,7 @@ mod tasks {
                         if cancelled {
                             child.ended.get_or_insert("cancelled");
                         }
-                        let Some(task) = &mut child.task else { continue };
+                        let Some(task) = child.task.as_mut().filter(|_| looks) else { continue };
                         match child.hand.poll(task) {
                             Poll::Ready(outcome) => {
                                 assert_eq!(Some(name(outcome)), child.ended);
@@ -454,6 +507,9 @@ mod tasks {
             }
             service.stop("stop".into());
             service.join(None).unwrap();
+            let local = handle.submit_local(|| async {}).wait_blocking(None);
+            let late = [handle.call_soon(|| ()), ready(handle.call(|| ())), local, ready(handle.ping()).map(drop)];
+            assert!(late.iter().all(|late| matches!(late, Err(CallError::Closed(_)))));
             for (submission, cancelled) in pending {
                 match submission.wait_blocking(None) {
                     Err(CallError::Closed(_)) => {}

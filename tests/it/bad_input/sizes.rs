@@ -1,5 +1,5 @@
-//! Channels of one place or of more than there is memory for; items without a size, larger than a chunk, or that panic when
-//! they are dropped; receives of none and of all.
+//! Channels of one place or of more than there is memory for; items without a size, larger than a chunk, or that panic
+//! when they are dropped; receives of none and of all.
 
 use std::collections::VecDeque;
 use std::num::NonZeroUsize;
@@ -167,8 +167,8 @@ impl Drop for Bomb {
     }
 }
 
-/// One of the items panics when the receiver, a late send or an actor drops it: that panic comes out, and nothing else is
-/// lost or left behind.
+/// One of the items panics when the receiver or a late send drops it: that panic comes out, and nothing else is lost or
+/// left behind.
 #[test]
 fn an_item_that_panics_when_dropped_takes_no_other_along() {
     check(64, (capacities(), 0..6usize, 0..4u8), |(capacity, bomb, how)| {
