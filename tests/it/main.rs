@@ -1,6 +1,7 @@
 //! One binary, one file per file of `src`. Primitives are polled by hand, threads meet at barriers, tokio's clock is paused:
 //! no test sleeps.
 
+mod alone;
 mod support;
 
 mod actor;

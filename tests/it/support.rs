@@ -139,18 +139,3 @@ impl<F: FnMut()> Drop for OnDrop<F> {
         (self.0)();
     }
 }
-
-/// Runs the named test again in a process of its own, whose threads would have stacks that no address space can hold: `true`
-/// there, and `false` here when it has passed there.
-pub(crate) fn without_threads(test: &str) -> bool {
-    const THERE: &str = "MICROIO_TEST_NO_THREADS";
-    if std::env::var_os(THERE).is_some() {
-        return true;
-    }
-    let mut there = std::process::Command::new(std::env::current_exe().unwrap());
-    there.args([test, "--exact", "--test-threads=1"]).env(THERE, "1").env("RUST_MIN_STACK", (1u64 << 46).to_string());
-    let output = there.output().unwrap();
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success() && text.contains("1 passed"), "{text}{}", String::from_utf8_lossy(&output.stderr));
-    false
-}

@@ -13,7 +13,8 @@ use microio::{
     CloseError, Failure, Reason, Service, ServiceContext, ServiceError, ServiceState, ServiceThread, WaitError,
 };
 
-use crate::support::{Hand, LONG, OnDrop, ready, run_threads, within, without_threads};
+use crate::alone::without_threads;
+use crate::support::{Hand, LONG, OnDrop, ready, run_threads, within};
 
 const SOON: Duration = Duration::from_millis(30);
 

@@ -14,7 +14,8 @@ use microio::{
 };
 use tokio::task::yield_now;
 
-use crate::support::{LONG, OnDrop, block_on, poll_once, run_threads, within, without_threads};
+use crate::alone::without_threads;
+use crate::support::{LONG, OnDrop, block_on, poll_once, run_threads, within};
 
 const SOON: Duration = Duration::from_millis(40);
 
