@@ -43,7 +43,8 @@ struct Inner {
 struct State {
     end: Option<CloseError>,
     waiters: Waiters,
-    /// Called once, by the winner, before the waiters wake. Weak: a hook does not keep its owner alive.
+    /// Called once, by the winner, before the waiters wake; the last one first: a service's own, which wakes those who wait for
+    /// the service, is the first of its scope. Weak: a hook does not keep its owner alive.
     hooks: Vec<Weak<dyn OnClose>>,
 }
 
@@ -131,7 +132,7 @@ impl CloseScope {
             self.0.closed.store(true, Ordering::Release);
             std::mem::take(&mut state.hooks)
         };
-        for hook in hooks.iter().filter_map(Weak::upgrade) {
+        for hook in hooks.iter().rev().filter_map(Weak::upgrade) {
             hook.on_close(&end, Location::caller());
         }
         wake_all(&*self.0);

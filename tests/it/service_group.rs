@@ -395,3 +395,20 @@ fn the_scope_of_a_group_is_closed_by_a_stop_of_the_group_or_of_one_of_its_servic
     assert_eq!(all.scope().reason().unwrap().to_string(), "bye");
     assert!(!all.scope().close("late"));
 }
+
+/// Who hears of it may stop the others at once, as a start that fails does; their end must not come before the cause.
+#[test]
+fn who_hears_that_a_service_failed_finds_its_cause_in_the_scope_of_the_group() {
+    let service = good("fails", &Log::default());
+    let group = Arc::new(group(&[&service]));
+    let seen = Log::default();
+    let waker = meddler({
+        let (group, seen) = (group.clone(), seen.clone());
+        move || seen.lock().unwrap().push(format!("{:?}", group.scope().reason().map(|why| why.to_string())))
+    });
+    let mut ready = Box::pin(service.ready());
+    assert!(poll_with(&waker, &mut ready).is_pending());
+    service.scope().fail(Failure::msg("no port"));
+    let seen = seen.lock().unwrap().clone();
+    assert_eq!(seen[0], r#"Some("no port")"#);
+}
