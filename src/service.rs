@@ -156,9 +156,14 @@ pub trait Service: sealed::Sealed + Send + Sync {
     fn join_or_log(&self, timeout: Option<Duration>) -> bool {
         let shared = self.shared();
         let Err(error) = shared.join(timeout) else { return true };
-        let (state, reason) = (shared.state(), shared.scope.reason());
-        let reason = reason.map_or_else(|| "not asked to stop".into(), |reason| format!("asked to stop: {reason}"));
-        log!(error, "{error} (state {state:?}, {reason}, {})", shared.thread_name());
+        let state = shared.state();
+        let why = match shared.scope.check() {
+            Ok(()) => "not asked to stop, ".to_owned(),
+            Err(CloseError::Closed(reason)) => format!("asked to stop: {reason}, "),
+            Err(CloseError::Failed(_)) if state == ServiceState::Done => String::new(), // the error has said it
+            Err(CloseError::Failed(cause)) => format!("failed: {cause}, "),
+        };
+        log!(error, "{error} (state {state:?}, {why}{})", shared.thread_name());
         state == ServiceState::Done
     }
 }

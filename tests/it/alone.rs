@@ -6,8 +6,12 @@ use std::process::Command;
 /// Which test the process is there for.
 const THERE: &str = "MICROIO_TEST_ALONE";
 
-/// Runs the named test again in a process of its own, where threads would have stacks that no address space can hold: `true`
-/// there, and `false` here when it has passed there.
+/// Runs the named test again in a process of its own: `true` there, and `false` here when it has passed there.
+pub(crate) fn alone(test: &str) -> bool {
+    again(test, &mut Command::new(this_program()))
+}
+
+/// As [`alone`], where threads would have stacks that no address space can hold.
 pub(crate) fn without_threads(test: &str) -> bool {
     again(test, Command::new(this_program()).env("RUST_MIN_STACK", (1u64 << 46).to_string()))
 }

@@ -2,6 +2,8 @@
 //! no test sleeps.
 
 mod alone;
+#[cfg(feature = "tracing")]
+mod logged;
 mod support;
 
 mod actor;

@@ -575,3 +575,37 @@ fn a_blocked_scope_wait_in_a_body_ends_by_its_own_deadline() {
     service.start().unwrap();
     service.join(Some(LONG)).unwrap();
 }
+
+#[cfg(feature = "tracing")]
+mod log {
+    use super::*;
+    use crate::alone::alone;
+    use crate::logged;
+
+    #[test]
+    fn the_log_says_once_why_a_service_failed() {
+        if !alone("thread::log::the_log_says_once_why_a_service_failed") {
+            return;
+        }
+        logged::take();
+        let service = ServiceThread::new("failed", |_| Err(Failure::msg("eof")));
+        service.start().unwrap();
+        assert!(service.join_or_log(Some(LONG)));
+        let (release, wait) = mpsc::channel::<()>();
+        let deaf = ServiceThread::new("deaf", move |_| wait.recv().or(Ok(())));
+        deaf.start().unwrap();
+        deaf.scope().fail(Failure::msg("the peer is gone"));
+        assert!(!deaf.join_or_log(Some(Duration::ZERO)));
+        let lines = logged::take();
+        let said = [
+            "failed failed: eof (state Done, ",
+            "deaf is still Stopping: timed out (state Stopping, failed: the peer is gone, ",
+        ];
+        assert!(lines.iter().zip(said).all(|(line, said)| line.starts_with(said)), "{lines:#?}");
+        assert_eq!(lines.len(), 2);
+        assert!(!lines.iter().any(|line| line.contains("asked to stop")), "nobody did");
+        assert_eq!(lines[0].matches("eof").count(), 1);
+        drop(release);
+        deaf.join(Some(LONG)).unwrap_err();
+    }
+}
