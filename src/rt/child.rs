@@ -52,6 +52,8 @@ pub(super) struct Group {
     pub(super) scope: CancelScope,
     /// Where the group was made. None outside of runtimes: then children go to where they are started from.
     runtime: Option<Handle>,
+    /// It is joined by whoever made it, as a part of that, and its failures are told there.
+    is_joined: bool,
     state: Mutex<State>,
     /// Parked on the scope for as long as the group lives, with a waker that raises the word. Never polled again.
     listener: Mutex<Option<Pin<Box<dyn Future<Output = Cancelled> + Send>>>>,
@@ -67,7 +69,7 @@ pub(super) struct State {
     failures: Vec<(Name, Failure)>,
     /// Joined: there will be no more children.
     closed: bool,
-    /// No handle is left: nobody will ask for the failures.
+    /// Nobody will ask for the failures that are still to come.
     orphaned: bool,
     waiters: Waiters,
 }
@@ -157,11 +159,12 @@ impl Host for Group {
 
 impl Group {
     /// A group with no children. They will run on `runtime`, or else where they are started.
-    pub(super) fn new(runtime: Option<Handle>) -> Arc<Self> {
+    pub(super) fn new(runtime: Option<Handle>, is_joined: bool) -> Arc<Self> {
         let group = Arc::new(Group {
             word: AtomicUsize::new(RUNNING),
             scope: CancelScope::new(),
             runtime,
+            is_joined,
             state: Mutex::default(),
             listener: Mutex::default(),
         });
@@ -178,9 +181,11 @@ impl Group {
         (state.children.len(), state.closed)
     }
 
-    /// The failures until now.
-    pub(super) fn failures(&self) -> Vec<(Name, Failure)> {
-        self.lock().failures.clone()
+    /// The failures until now. Nobody asks again: those that are still to come are logged.
+    pub(super) fn last_failures(&self) -> Vec<(Name, Failure)> {
+        let mut state = self.lock();
+        state.orphaned = true;
+        state.failures.clone()
     }
 
     /// Waits until no child is alive.
@@ -226,10 +231,12 @@ impl Group {
         let mut state = self.lock();
         let before = std::mem::replace(&mut state.orphaned, true);
         let over = before || state.closed;
+        let untold = if over { Vec::new() } else { state.failures.clone() };
         drop(state);
         if over {
             return;
         }
+        untold.iter().filter(|(_, cause)| !self.tells_at_once(cause)).for_each(|(name, cause)| tell(name, cause));
         let alive = self.names();
         if !alive.is_empty() {
             let names = alive.iter().take(8).map(|(_, name)| &**name).collect::<Vec<_>>().join(", ");
@@ -247,11 +254,16 @@ impl Group {
 
     /// A failure has been kept: the siblings are cancelled.
     fn failed(&self, name: Name, cause: Failure) {
-        if self.lock().orphaned || cause.downcast_ref::<Panic>().is_some() {
-            log!(error, "task {name} failed: {cause}");
+        if self.lock().orphaned || self.tells_at_once(&cause) {
+            tell(&name, &cause);
         }
         let reason = Reason::ChildFailed(name, cause);
         self.scope.cancel_with(Cancelled { reason, at: Location::caller() });
+    }
+
+    /// A panic is a bug: it does not wait for a join that may never come.
+    fn tells_at_once(&self, cause: &Failure) -> bool {
+        !self.is_joined && cause.downcast_ref::<Panic>().is_some()
     }
 
     /// Raises the word and wakes the children, a few at a time.
@@ -283,6 +295,11 @@ impl Group {
         let children = (0..state.children.end()).filter_map(|key| Some((key, state.children.get(key)?.name.clone())));
         children.collect()
     }
+}
+
+/// Says a failure that nobody asks for.
+fn tell(name: &Name, cause: &Failure) {
+    log!(error, "task {name} failed: {cause}");
 }
 
 /// A child's future: anything that ends with a value or a failure.

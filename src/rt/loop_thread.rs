@@ -243,7 +243,7 @@ where
     F: Future<Output = Result<(), Failure>> + 'static,
 {
     let inner = handle.0.clone();
-    let (group, calls) = (TaskGroup::new(), TaskGroup::new());
+    let (group, calls) = (TaskGroup::joined(), TaskGroup::joined());
     // Both are spawned: the root future of `block_on` is polled only once in many ticks of a busy loop.
     let pump = tokio::task::spawn_local(pump(queue, calls.clone()));
     let context = LoopContext { service: cx.clone(), group: group.clone(), handle };

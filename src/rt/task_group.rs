@@ -96,7 +96,7 @@ pub async fn task_group<R, B>(body: B) -> Result<R, GroupError>
 where
     B: AsyncFnOnce(&TaskGroup) -> Result<R, Failure>,
 {
-    let tg = TaskGroup::new();
+    let tg = TaskGroup::joined();
     let scope = tg.scope();
     let mut unjoined = Unjoined(Some(tg.group()));
     let life = async {
@@ -156,7 +156,12 @@ impl Drop for Unjoined<'_> {
 impl TaskGroup {
     /// A group with no children in it. They run on the runtime that is current now, or else on the one where they are started.
     pub fn new() -> Self {
-        TaskGroup(Arc::new(Owner(Group::new(Handle::try_current().ok()))))
+        TaskGroup(Arc::new(Owner(Group::new(Handle::try_current().ok(), false))))
+    }
+
+    /// A group that its maker joins, come what may.
+    pub(super) fn joined() -> Self {
+        TaskGroup(Arc::new(Owner(Group::new(Handle::try_current().ok(), true))))
     }
 
     /// The scope that the children run in. Cancelling it is [`cancel`](TaskGroup::cancel).
@@ -273,9 +278,9 @@ impl TaskGroup {
         GroupError::unless_empty(self.group().joined().await)
     }
 
-    /// What `join` would say if the children that are alive did not matter.
+    /// What `join` would say if the children that are alive did not matter. Their failures are logged.
     pub(super) fn failed_so_far(&self) -> Result<(), GroupError> {
-        GroupError::unless_empty(self.group().failures())
+        GroupError::unless_empty(self.group().last_failures())
     }
 
     /// Cancels the children, gives them the `grace` to end, aborts those that did not, and says who that was.

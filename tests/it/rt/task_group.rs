@@ -654,3 +654,41 @@ fn children_that_start_children_while_the_group_is_joined_are_joined_too() {
         assert_eq!(count.load(Ordering::SeqCst), 255);
     });
 }
+
+#[cfg(feature = "tracing")]
+#[test]
+fn a_failure_is_told_to_who_joins_or_else_logged_and_never_twice() {
+    if !crate::alone::alone("rt::task_group::a_failure_is_told_to_who_joins_or_else_logged_and_never_twice") {
+        return;
+    }
+    async fn fails(panics: bool) -> Result<(), Failure> {
+        if panics { panic!("boom") } else { Err(Failure::msg("eof")) }
+    }
+    let lines = |group: bool, joins: bool, panics: bool| {
+        crate::logged::take();
+        run(async {
+            if !group {
+                let block: Result<(), _> = task_group(async |tg| {
+                    tg.start_soon("child", fails(panics));
+                    pending().await
+                })
+                .await;
+                return assert_eq!(block.unwrap_err().failures.len(), 1);
+            }
+            let group = TaskGroup::new();
+            group.start_soon("child", fails(panics));
+            group.scope().cancelled().await;
+            if joins {
+                group.join().await.unwrap_err();
+            }
+        });
+        crate::logged::take()
+    };
+    assert!(lines(false, true, false).is_empty() && lines(false, true, true).is_empty(), "the block tells");
+    assert!(lines(true, true, false).is_empty(), "the join tells");
+    assert_eq!(lines(true, false, false), ["task child failed: eof"], "nobody asked");
+    for joins in [false, true] {
+        let panic = "task child failed: panicked: boom";
+        assert_eq!(lines(true, joins, true), [panic], "at once: a join may never come");
+    }
+}
