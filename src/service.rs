@@ -155,16 +155,10 @@ pub trait Service: sealed::Sealed + Send + Sync {
     /// it ended badly, that is logged with its name, its state and why it was asked to stop.
     fn join_or_log(&self, timeout: Option<Duration>) -> bool {
         let shared = self.shared();
-        let Err(error) = shared.join(timeout) else { return true };
-        let state = shared.state();
-        let why = match shared.scope.check() {
-            Ok(()) => "not asked to stop, ".to_owned(),
-            Err(CloseError::Closed(reason)) => format!("asked to stop: {reason}, "),
-            Err(CloseError::Failed(_)) if state == ServiceState::Done => String::new(), // the error has said it
-            Err(CloseError::Failed(cause)) => format!("failed: {cause}, "),
-        };
-        log!(error, "{error} (state {state:?}, {why}{})", shared.thread_name());
-        state == ServiceState::Done
+        match shared.join(timeout) {
+            Ok(()) => true,
+            Err(error) => shared.log(&error) == ServiceState::Done,
+        }
     }
 }
 
@@ -410,6 +404,19 @@ impl Shared {
             WaitError::TimedOut => ServiceError::TimedOut { service, state: self.state() },
             WaitError::WouldBlock => ServiceError::WouldBlock { service },
         })
+    }
+
+    /// Logs how the service ended, or that it did not. Returns the state that was seen.
+    pub(crate) fn log(&self, error: &ServiceError) -> ServiceState {
+        let state = self.state();
+        let why = match self.scope.check() {
+            Ok(()) => "not asked to stop, ".to_owned(),
+            Err(CloseError::Closed(reason)) => format!("asked to stop: {reason}, "),
+            Err(CloseError::Failed(_)) if state == ServiceState::Done => String::new(), // the error has said it
+            Err(CloseError::Failed(cause)) => format!("failed: {cause}, "),
+        };
+        log!(error, "{error} (state {state:?}, {why}{})", self.thread_name());
+        state
     }
 
     fn thread_name(&self) -> String {

@@ -126,7 +126,9 @@ impl ServiceGroup {
                 rollback.cause = Some(failed.clone());
                 let stopped = rollback.stop();
                 for service in stopped.iter().rev() {
-                    let _told_by_scope = service.shared().done().await;
+                    if let Err(error) = service.shared().done().await {
+                        service.shared().log(&error);
+                    }
                 }
                 return Err(StartAllError::new(failed, &self.services[..nth]));
             }

@@ -412,3 +412,29 @@ fn who_hears_that_a_service_failed_finds_its_cause_in_the_scope_of_the_group() {
     let seen = seen.lock().unwrap().clone();
     assert_eq!(seen[0], r#"Some("no port")"#);
 }
+
+#[cfg(feature = "tracing")]
+#[test]
+fn what_goes_wrong_in_a_rollback_is_logged() {
+    if !crate::alone::alone("service_group::what_goes_wrong_in_a_rollback_is_logged") {
+        return;
+    }
+    let rolled_back = |start: fn(ServiceGroup)| {
+        let one = ServiceThread::new("one", |cx| {
+            cx.started();
+            cx.scope().wait_blocking(None)?;
+            Err(Failure::msg("the flush failed"))
+        });
+        crate::logged::take();
+        start(group(&[&one, &ServiceThread::new("two", |_| Err(Failure::msg("no port")))]));
+        crate::logged::take()
+    };
+    let lines = [
+        rolled_back(|group| _ = group.start_all(Some(LONG)).unwrap_err()),
+        #[cfg(feature = "tokio")]
+        rolled_back(|group| crate::support::run_threads(async move { _ = group.start_all_async().await.unwrap_err() })),
+    ];
+    for lines in lines {
+        assert!(lines.iter().any(|line| line.starts_with("one failed: the flush failed")), "{lines:#?}");
+    }
+}
