@@ -310,6 +310,9 @@ impl Shared {
     fn finish(&self, result: Result<(), Failure>) {
         // The result is dropped in there, and whoever joins waits for what follows.
         let outcome = catch(|| self.settle(result)).unwrap_or_else(|panic| Err(self.error(&panic)));
+        if let (Err(error), Err(CloseError::Closed(Reason::OwnerDropped))) = (&outcome, self.scope.check()) {
+            log!(error, "{error}, and nobody holds it");
+        }
         self.lock().phase = Phase::Done(outcome);
         wake_all(self);
     }

@@ -608,4 +608,30 @@ mod log {
         drop(release);
         deaf.join(Some(LONG)).unwrap_err();
     }
+
+    #[test]
+    fn a_failure_of_a_service_that_nobody_holds_is_logged() {
+        if !alone("thread::log::a_failure_of_a_service_that_nobody_holds_is_logged") {
+            return;
+        }
+        logged::take();
+        for panics in [false, true] {
+            let (over, is_over) = mpsc::channel::<()>();
+            let service = ServiceThread::new("orphan", move |cx| {
+                LAST_BREATH.with(|last| *last.borrow_mut() = Some(OnDrop(Box::new(move || _ = over.send(())))));
+                cx.started();
+                cx.scope().wait_blocking(None)?;
+                if panics { panic!("boom") } else { Err(Failure::msg("the flush failed")) }
+            });
+            service.start().unwrap();
+            service.wait_started(Some(LONG)).unwrap();
+            drop(service);
+            is_over.recv_timeout(LONG).unwrap();
+        }
+        let lines: Vec<_> = logged::take().into_iter().filter(|line| line.ends_with("nobody holds it")).collect();
+        assert_eq!(
+            lines,
+            ["orphan failed: the flush failed, and nobody holds it", "orphan panicked: boom, and nobody holds it"]
+        );
+    }
 }
