@@ -56,13 +56,49 @@ impl<T> Mutex<T> {
     }
 }
 
-/// Parks the current thread, for at most `time`. May return early, as `std`'s does.
-pub(crate) fn park(time: Option<std::time::Duration>) {
-    match time {
-        // loom has no clock: a model in which a deadline decides would be a model of the clock.
-        #[cfg(not(loom))]
-        Some(time) => thread::park_timeout(time),
-        _ => thread::park(),
+/// A thread that parks, and that others unpark.
+#[derive(Debug)]
+pub(crate) struct Sleeper {
+    thread: thread::Thread,
+    /// loom's unpark ends any wait of a thread, for a lock too: it is for those who have parked. (No switch of threads comes
+    /// between this flag and the park.)
+    #[cfg(loom)]
+    parked: std::sync::atomic::AtomicBool,
+}
+
+impl Sleeper {
+    /// The current thread.
+    pub(crate) fn current() -> Self {
+        Sleeper {
+            thread: thread::current(),
+            #[cfg(loom)]
+            parked: false.into(),
+        }
+    }
+
+    /// Parks the current thread, for at most `time`. May return early, as `std`'s does.
+    #[cfg(not(loom))]
+    pub(crate) fn park(&self, time: Option<std::time::Duration>) {
+        match time {
+            Some(time) => thread::park_timeout(time),
+            None => thread::park(),
+        }
+    }
+
+    /// loom has no clock: a model in which a deadline decides would be a model of the clock.
+    #[cfg(loom)]
+    pub(crate) fn park(&self, _time: Option<std::time::Duration>) {
+        self.parked.store(true, Ordering::Relaxed);
+        thread::park();
+        self.parked.store(false, Ordering::Relaxed);
+    }
+
+    pub(crate) fn unpark(&self) {
+        #[cfg(loom)]
+        if !self.parked.load(Ordering::Relaxed) {
+            return;
+        }
+        self.thread.unpark();
     }
 }
 

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::{WaitError, catch};
 use crate::slab::Slab;
-use crate::sync::{Arc, AtomicBool, Ordering, park, per_thread, thread};
+use crate::sync::{Arc, AtomicBool, Ordering, Sleeper, per_thread};
 
 /// The name of one waiter in a [`Waiters`] list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -333,7 +333,7 @@ struct ThreadParker(Option<(Arc<Unpark>, Waker)>);
 
 struct Unpark {
     woken: AtomicBool,
-    thread: thread::Thread,
+    sleeper: Sleeper,
 }
 
 per_thread!(PARKER: RefCell<Option<(Arc<Unpark>, Waker)>> = RefCell::new(None));
@@ -342,7 +342,7 @@ impl ThreadParker {
     fn take() -> Self {
         let kept = PARKER.try_with(|parker| parker.borrow_mut().take()).ok().flatten();
         ThreadParker(Some(kept.unwrap_or_else(|| {
-            let unpark = Arc::new(Unpark { woken: AtomicBool::new(false), thread: thread::current() });
+            let unpark = Arc::new(Unpark { woken: AtomicBool::new(false), sleeper: Sleeper::current() });
             (unpark.clone(), Waker::from(unpark))
         })))
     }
@@ -368,7 +368,7 @@ impl Park for ThreadParker {
         while !unpark.woken.swap(false, Ordering::Acquire) {
             match until.map(|until| until.saturating_duration_since(Instant::now())) {
                 Some(Duration::ZERO) => break,
-                left => park(left),
+                left => unpark.sleeper.park(left),
             }
         }
         Ok(())
@@ -382,7 +382,7 @@ impl Wake for Unpark {
 
     fn wake_by_ref(self: &Arc<Self>) {
         if !self.woken.swap(true, Ordering::Release) {
-            self.thread.unpark();
+            self.sleeper.unpark();
         }
     }
 }
