@@ -51,7 +51,7 @@ check: ## formatting, lints, and which file may know which
 	.ci/layers
 
 loom: ## the models: every interleaving, up to a bound
-	RUSTFLAGS="--cfg loom" $(CARGO) test --release --no-default-features --test loom --target-dir target/loom
+	RUSTFLAGS="--cfg loom" $(CARGO) test --profile loom --no-default-features --features tokio --test loom --target-dir target/loom
 
 stress: ## random use from 8 threads, books that must balance, for minutes (SECONDS=10 SEED=1 ONLY=channel)
 	$(CARGO) run --release --quiet -p proof --bin stress -- --seconds $(or $(SECONDS),300) \

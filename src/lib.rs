@@ -51,6 +51,8 @@ pub use rt::{
 #[doc(hidden)]
 pub mod host {
     pub use crate::ambient::{Entry, Frame, Host, Scoped, Shields, enter, relay};
+    #[cfg(all(loom, feature = "tokio"))]
+    pub use crate::rt::loop_by_hand;
     pub use crate::wait::{
         Blocked, Key, LoopMark, Park, Wait, Waitable, Waiters, block_on, block_on_with, current_loop, may_block,
         wait_until, wake_all,

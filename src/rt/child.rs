@@ -31,7 +31,7 @@ use std::any::Any;
 use std::future::Future;
 use std::ops::DerefMut;
 use std::panic::Location;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::task::{Context, Poll, Wake, Waker};
 
 use pin_project_lite::pin_project;
@@ -429,9 +429,13 @@ where
         let group = self.group.clone().expect("not started yet");
         match group.runtime.clone().map_or_else(|| Handle::try_current().ok(), Some) {
             Some(runtime) => drop(runtime.spawn(self)),
+            // A model has no runtime: there a child is a thread.
+            #[cfg(loom)]
+            None => drop(crate::sync::thread::spawn(|| crate::wait::block_on(self, None))),
+            #[cfg(not(loom))]
             None => {
                 let cause = Failure::msg("no tokio runtime: make the group, or start the task, inside one");
-                pin!(self).end(&group, TaskOutcome::Failed(cause));
+                std::pin::pin!(self).end(&group, TaskOutcome::Failed(cause));
             }
         }
     }

@@ -323,6 +323,29 @@ async fn pump(mut queue: Receiver<Queued>, calls: TaskGroup) {
     }
 }
 
+/// A loop by hand, for the models, which have no runtime: the way onto it, and what its thread does until the scope is closed.
+#[cfg(loom)]
+#[doc(hidden)]
+pub fn loop_by_hand(scope: CloseScope) -> (LoopHandle, impl Future<Output = ()>) {
+    let (jobs, queue) = channel();
+    let (name, grace) = ("by hand".into(), Mutex::new(Duration::ZERO));
+    let handle = LoopHandle(Arc::new(Inner { id: 1, name, scope: scope.clone(), jobs, grace }));
+    let life = async move {
+        let calls = TaskGroup::new();
+        let mut pump = Box::pin(pump(queue, calls.clone()));
+        let mut closed = pin!(scope.closed());
+        poll_fn(|cx| match pump.as_mut().poll(cx) {
+            Poll::Ready(()) => Poll::Ready(()),
+            Poll::Pending => closed.as_mut().poll(cx).map(drop),
+        })
+        .await;
+        drop(pump);
+        calls.cancel("the loop ends");
+        let _no_failures = calls.join().await;
+    };
+    (handle, life)
+}
+
 impl fmt::Debug for LoopServiceThread {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LoopServiceThread").field("name", &self.name()).field("state", &self.state()).finish()

@@ -17,6 +17,8 @@ use tokio::task::coop::{RestoreOnPending, poll_proceed};
 
 pub use child::TaskOutcome;
 pub use loop_handle::{CallError, LoopHandle, Submitted};
+#[cfg(loom)]
+pub use loop_thread::loop_by_hand;
 pub use loop_thread::{LoopContext, LoopServiceThread, block_in_place};
 pub use task::{StartError, Task, TaskStatus};
 pub use task_group::{GroupError, ShutdownReport, TaskGroup, task_group};
