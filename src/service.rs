@@ -196,6 +196,8 @@ enum Phase {
     New(Body),
     Starting,
     Ready,
+    /// The body has ended: it is too late to say `started()`.
+    Ended,
     Done(Result<(), ServiceError>),
 }
 
@@ -240,6 +242,7 @@ impl Shared {
             _ if self.scope.is_closed() => ServiceState::Stopping,
             Phase::Starting => ServiceState::Starting,
             Phase::Ready => ServiceState::Ready,
+            Phase::Ended => ServiceState::Stopping,
         }
     }
 
@@ -297,7 +300,7 @@ impl Shared {
     /// Ready, unless that was decided before.
     pub(crate) fn started(&self) {
         let mut state = self.lock();
-        if state.verdict.is_some() || self.scope.is_closed() {
+        if state.verdict.is_some() || matches!(state.phase, Phase::Ended) || self.scope.is_closed() {
             return;
         }
         state.verdict = Some(Ok(()));
@@ -319,7 +322,7 @@ impl Shared {
 
     /// Ends the scope, if it has not ended, with what the body came to; says how the service ended.
     pub(crate) fn settle(&self, result: Result<(), Failure>) -> Result<(), ServiceError> {
-        let was_ready = matches!(self.lock().phase, Phase::Ready);
+        let was_ready = matches!(std::mem::replace(&mut self.lock().phase, Phase::Ended), Phase::Ready);
         match result {
             // A body that was told to stop, and says so, has done as it was told.
             Err(cause) if self.scope.is_closed() && is_stop(&cause) => {}

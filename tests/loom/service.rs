@@ -65,6 +65,22 @@ fn a_failure_that_races_readiness_is_not_lost() {
     });
 }
 
+/// Started, said by a helper of the body, against its return: ready and then done, or neither.
+#[test]
+fn an_exit_that_races_readiness_is_one_or_the_other() {
+    model(|| {
+        let service = ServiceThread::new("service", |cx| {
+            let helper = cx.clone();
+            thread::spawn(move || helper.started());
+            Ok(())
+        });
+        service.start().unwrap();
+        let (verdict, end) = (service.wait_started(None), service.join(None));
+        assert_eq!(verdict.is_ok(), end.is_ok(), "{verdict:?}, {end:?}");
+        assert_eq!(service.wait_started(None).is_ok(), verdict.is_ok());
+    });
+}
+
 /// Stop against start: a body that was stopped before does not run, and either way everybody hears the end.
 #[test]
 fn stop_races_start() {
