@@ -289,6 +289,20 @@ impl Group {
         }
     }
 
+    /// How a child must end, if the word says that it must, and no shield objects. Not a method of the child: nobody may have a
+    /// reference to a pinned body, which refers to itself (Miri sees that).
+    fn due<T>(&self, child: u32, cx: &mut Context<'_>) -> Option<TaskOutcome<T>> {
+        match self.word.load(Ordering::Acquire) {
+            RUNNING => None,
+            CANCEL => {
+                let shields = self.lock().children[child].shields.clone();
+                let cancelled = || TaskOutcome::Cancelled(self.scope.check().expect_err("the word follows the scope"));
+                (!shields.is_some_and(|shields| shields.is_open(cx))).then(cancelled)
+            }
+            _ => Some(TaskOutcome::Aborted),
+        }
+    }
+
     /// Who is alive, by key.
     pub(super) fn names(&self) -> Vec<(u32, Name)> {
         let state = self.lock();
@@ -391,19 +405,6 @@ impl<F: Body, R: Report<F::Value>> Child<F, R> {
         }
     }
 
-    /// How it must end, if the word says that it must, and no shield objects.
-    fn due(&self, group: &Group, cx: &mut Context<'_>) -> Option<TaskOutcome<F::Value>> {
-        match group.word.load(Ordering::Acquire) {
-            RUNNING => None,
-            CANCEL => {
-                let shields = group.lock().children[self.key].shields.clone();
-                let cancelled = || TaskOutcome::Cancelled(group.scope.check().expect_err("the word follows the scope"));
-                (!shields.is_some_and(|shields| shields.is_open(cx))).then(cancelled)
-            }
-            _ => Some(TaskOutcome::Aborted),
-        }
-    }
-
     /// Parks the waker where the group finds it.
     fn park(self: Pin<&mut Self>, group: &Group, cx: &mut Context<'_>) {
         let this = self.project();
@@ -445,14 +446,14 @@ impl<F: Body, R: Report<F::Value>> Future for Child<F, R> {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let group = self.as_mut().project().group.take().expect("polled after its end");
-        if let Some(outcome) = self.due(&group, cx) {
+        let this = self.as_mut().project();
+        let (group, key) = (this.group.take().expect("polled after its end"), *this.key);
+        if let Some(outcome) = group.due(key, cx) {
             self.end(&group, outcome);
             return Poll::Ready(());
         }
-        let this = self.as_mut().project();
         let mut entry = None;
-        let polled = enter(Entry::Child(group, *this.key), |back| entry = Some(back), || this.body.poll(cx));
+        let polled = enter(Entry::Child(group, key), |back| entry = Some(back), || this.body.poll(cx));
         let Some(Entry::Child(host, _)) = entry else { unreachable!("it was pushed above") };
         let group = host.into_any().downcast::<Group>().expect("it was pushed above");
         let outcome = match polled {
@@ -464,7 +465,7 @@ impl<F: Body, R: Report<F::Value>> Future for Child<F, R> {
             Poll::Ready(Err(panic)) => Some(TaskOutcome::Panicked(panic)),
             Poll::Pending => {
                 self.as_mut().park(&group, cx);
-                self.due(&group, cx)
+                group.due(key, cx)
             }
         };
         match outcome {
