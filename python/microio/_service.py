@@ -81,9 +81,18 @@ class ServiceThread(threading.Thread):
         self._service_groups: list[CloseScope] = []  # the ends of the groups that it is in
 
     def start(self) -> None:
-        """Starts the thread. If it was stopped before, it ends at once and does nothing."""
+        """Starts the thread. If it was stopped before, it ends at once and does nothing.
+
+        If the system gives no thread, the service has failed, with the error that is raised.
+        """
         self._service_check_process()
-        super().start()
+        try:
+            super().start()
+        except Exception as error:
+            if self.ident is None:  # there is no thread, and will be none: who waits must hear of it
+                self.fail(error)
+                self.stopped.set()
+            raise
 
     def run_service(self) -> None:
         """The work: to be overridden, unless there is a ``target``."""

@@ -232,6 +232,38 @@ def test_a_service_that_waits_for_itself_is_told(start):
     assert "waits for itself" in str(service.exc)
 
 
+def test_a_thread_that_the_system_does_not_give_is_a_failure_that_ends_every_wait():
+    service = ServiceThread(name="reader", target=serve)
+    causes = []
+
+    def wait():
+        with pytest.raises(RuntimeError, match="^reader failed$") as raised:
+            service.wait_started(GUARD)
+        causes.append(raised.value.__cause__)
+
+    waiter = threading.Thread(target=wait)
+    waiter.start()
+    usual = threading.stack_size(1 << 47)  # more than a process can address
+    try:
+        with pytest.raises(RuntimeError, match="^can't start new thread$") as raised:
+            service.start()
+    finally:
+        threading.stack_size(usual)
+    waiter.join(GUARD)
+    assert causes == [raised.value] and service.exc is service.scope.exc is raised.value
+    assert service.failed.is_set() and service.stopped.is_set() and service.ready.is_set()
+    assert service.join_or_log(0) is True
+
+
+def test_a_second_start_is_refused_and_does_the_service_no_harm(start):
+    service = start(ServiceThread(target=serve))
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="once"):
+            service.start()
+        service.wait_started(GUARD)
+    assert service.exc is None and service.is_alive()
+
+
 # Failure
 
 
