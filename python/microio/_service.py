@@ -111,16 +111,19 @@ class ServiceThread(threading.Thread):
             if self.reraise:
                 raise
         finally:
-            if not self._service_start.closed:
-                self._service_start.fail(RuntimeError(f"{self.name} exited before it was ready"))
-            self._service_tell_groups(f"{self.name} has ended", self._service_failure() or self._service_start.exc)
+            if self.scope.closed:
+                self._service_tell_stop()
+            elif self._service_start.closed:
+                self._service_tell_groups(f"{self.name} has ended")
+            else:
+                self._service_tell_failure(RuntimeError(f"{self.name} exited before it was ready"))
             self.stopped.set()
             self.ready.set()
 
     def started(self) -> None:
         """Says that the service is ready; the service calls it. Not for signal handlers."""
         if self.scope.closed:
-            self._service_start.fail(self._service_stopped_early())
+            self._service_tell_stop()
         else:
             self._service_start.close()
         self.ready.set()
@@ -130,9 +133,7 @@ class ServiceThread(threading.Thread):
         if self.scope.exc is not None:
             exc = self.scope.exc
         first = self.__dict__.setdefault("exc", exc)  # one atomic step
-        self.scope.fail(first)
-        self._service_start.fail(first, "failed")
-        self._service_tell_groups(self.scope.reason, first)
+        self._service_tell_failure(first)
         self.failed.set()
         self.ready.set()
 
@@ -160,9 +161,7 @@ class ServiceThread(threading.Thread):
         From any thread and from a signal handler; before :meth:`start` too, which then does nothing.
         """
         first = self.scope.close(reason)
-        if not self._service_start.closed:
-            self._service_start.fail(self._service_stopped_early())
-        self._service_tell_groups(self.scope.reason, self.scope.exc)
+        self._service_tell_stop()
         return first
 
     def join_or_log(self, timeout: float | None = None) -> bool:
@@ -191,15 +190,25 @@ class ServiceThread(threading.Thread):
         if self._service_forks != forks:
             raise RuntimeError(f"{self.name} used after fork: make a new one in the child process")
 
-    def _service_tell_groups(self, reason: str | None, exc: BaseException | None) -> None:
+    # Groups are told before the others: who hears of the end may stop its group for it, which must know the cause by then.
+
+    def _service_tell_failure(self, exc: BaseException) -> None:
+        for group in tuple(self._service_groups):
+            group.fail(exc)
+        self.scope.fail(exc)
+        self._service_start.fail(exc, "failed")
+
+    def _service_tell_stop(self) -> None:
+        self._service_tell_groups(self.scope.reason, self._service_failure())
+        if not self._service_start.closed:
+            self._service_start.fail(ClosedResourceError(f"{self.name} was stopped before it was ready"))
+
+    def _service_tell_groups(self, reason: str | None, exc: BaseException | None = None) -> None:
         for group in tuple(self._service_groups):
             group.close(reason, exc)
 
     def _service_failure(self) -> BaseException | None:
         return self.scope.exc if self.exc is None else self.exc
-
-    def _service_stopped_early(self) -> ClosedResourceError:
-        return ClosedResourceError(f"{self.name} was stopped before it was ready")
 
     def _service_state(self) -> str:
         if self._service_failure() is not None:

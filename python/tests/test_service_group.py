@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from microio import LoopServiceThread, ServiceGroup, ServiceThread
+from microio import CloseScope, LoopServiceThread, ServiceGroup, ServiceThread
 
 GUARD = 10  # seconds: how long a wait may take that is expected to end at once
 
@@ -341,3 +341,54 @@ def test_the_scope_ends_with_a_service_that_ends_or_is_stopped_and_with_a_stop_o
     loop.stop("bye")
     assert of_loop.scope.reason == "bye"
     assert of_loop.stop_join(GUARD)
+
+
+def test_the_scope_has_the_reason_of_the_stop_however_fast_the_service_ends():
+    class Scope(CloseScope):
+        def close(self, reason=None, exc=None):
+            first = super().close(reason, exc)
+            group.services[0].join(GUARD)  # it is over before stop() goes on
+            return first
+
+    one = service("one")
+    one.scope = Scope()
+    group = ServiceGroup(one).start().wait_started(GUARD)
+    one.stop("bye")
+    assert group.scope.reason == "bye" and group.scope.exc is None
+
+
+def fail_and_go_on(service):
+    service.fail(ValueError("no port"))
+
+
+def start_too_late(service):
+    service.scope.close("enough")
+    service.started()
+
+
+@pytest.mark.parametrize(
+    ("work", "reason"),
+    [
+        (fail, "no port"),
+        (fail_and_go_on, "no port"),
+        (lambda service: None, "culprit exited before it was ready"),
+        (lambda service: service.stop("enough"), "enough"),
+        (start_too_late, "enough"),
+    ],
+)
+def test_the_scope_knows_why_before_anybody_who_waits_can_stop_the_group(work, reason):
+    class Watched(CloseScope):
+        """Those who wait for the start, or for the end of the service."""
+
+        def close(self, reason=None, exc=None):
+            seen.append(group.scope.closed and group.scope.reason)
+            return super().close(reason, exc)
+
+    seen, culprit = [], service("culprit", work)
+    group = ServiceGroup(culprit)
+    culprit._service_start = Watched()
+    culprit.start()
+    with pytest.raises(RuntimeError):
+        group.wait_started(GUARD)
+    culprit.join(GUARD)
+    assert seen and set(seen) == {reason}

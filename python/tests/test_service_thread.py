@@ -199,7 +199,8 @@ def test_returning_before_it_was_ready_is_an_error(start):
     service = start(ServiceThread(name="reader", target=lambda service: None))
     with pytest.raises(RuntimeError, match="^reader failed$") as raised:
         service.wait_started(GUARD)
-    assert "exited before it was ready" in str(raised.value.__cause__)
+    assert str(raised.value.__cause__) == service.scope.reason == "reader exited before it was ready"
+    assert service.scope.exc is raised.value.__cause__
     assert service.exc is None and not service.failed.is_set()
 
 
@@ -423,6 +424,21 @@ def test_stop_wakes_who_waits_for_the_start(start):
     waiter.join(GUARD)
     assert type(raised[0].__cause__) is ClosedResourceError and not service.stopped.is_set()
     go.set()
+
+
+def test_a_stop_before_it_was_ready_is_told_as_such_however_fast_it_ends(start):
+    class Scope(CloseScope):
+        def close(self, reason=None, exc=None):
+            first = super().close(reason, exc)
+            service.join(GUARD)  # it is over before stop() goes on
+            return first
+
+    service = ServiceThread(name="reader", target=lambda service: service.scope.wait(GUARD))
+    service.scope = Scope()
+    start(service).stop("enough")
+    with pytest.raises(RuntimeError) as raised:
+        service.wait_started(GUARD)
+    assert str(raised.value.__cause__) == "reader was stopped before it was ready"
 
 
 def test_started_after_stop_is_no_success(start):
