@@ -79,6 +79,7 @@ class ServiceThread(threading.Thread):
         # it, and that may be called by a signal handler.
         self._service_start = CloseScope()
         self._service_groups: list[CloseScope] = []  # the ends of the groups that it is in
+        self._service_logged = False  # its failure, which is enough once
 
     def start(self) -> None:
         """Starts the thread. If it was stopped before, it ends at once and does nothing.
@@ -167,9 +168,9 @@ class ServiceThread(threading.Thread):
     def join_or_log(self, timeout: float | None = None) -> bool:
         """Waits for the end of the thread, for at most ``timeout`` seconds (None: for ever). Whether it has ended.
 
-        True if it was never started. If it has not ended in time, an error with its state and the place where it hangs
-        goes to the logger "microio"; also if the thread that is to be waited for is the calling one, which does not
-        wait.
+        True if it was never started. What is wrong goes to the logger "microio", as an error: of what the service has
+        failed, the first time; if it has not ended in time, its state and the place where it hangs; and if the calling
+        thread is to wait for itself, which it does not.
         """
         limit = seconds(timeout)
         self._service_check_process()
@@ -179,6 +180,9 @@ class ServiceThread(threading.Thread):
         if self.is_alive():  # neither never started nor ended
             self.join(None if timeout is None else limit)
         if not self.is_alive():
+            if self.exc is not None and not self._service_logged:
+                self._service_logged = True
+                logger.error("thread failed: %s", self.name, exc_info=self.exc)
             return True
         frame = sys._current_frames().get(self.ident or 0)
         stack = traceback.format_list(traceback.extract_stack(frame, limit=5)) if frame else ["an unknown place"]

@@ -501,6 +501,19 @@ def test_join_or_log_is_true_for_what_never_began_or_has_ended(start, caplog):
     assert not caplog.records
 
 
+def test_join_or_log_says_once_of_what_the_service_failed(start, caplog):
+    def work(service):
+        service.started()
+        raise ValueError("lost the socket")
+
+    service = start(ServiceThread(name="reader", target=work))
+    assert service.join_or_log(GUARD) is True and service.join_or_log(GUARD) is True
+    [record] = caplog.records
+    assert record.name == "microio" and record.levelno == logging.ERROR
+    assert record.getMessage() == "thread failed: reader" and record.exc_info[1] is service.exc
+    assert "ValueError: lost the socket" in caplog.text
+
+
 def test_join_or_log_names_the_thread_its_state_and_where_it_hangs(start, caplog):
     go = threading.Event()
 
