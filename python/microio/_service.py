@@ -232,8 +232,8 @@ class ServiceThread(threading.Thread):
 class ServiceGroup:
     """Services that are started, waited for and stopped together. None as a service is left out.
 
-    ``scope`` is the end of the group, for whoever waits for it: it closes when the group is stopped, and when one of its
-    services is stopped, fails or ends, with that one's reason and exception. Closing it stops no service: that is for who
+    ``scope`` is the end of the group, for whoever waits for it: it closes when the group is stopped or does not start, and
+    when one of its services is stopped, fails or ends, with that one's reason and exception. Closing it stops no service: that is for who
     waits, and then calls :meth:`stop_join`. (A member that is no ServiceThread closes nothing.)
     """
 
@@ -268,7 +268,7 @@ class ServiceGroup:
         except BaseException as error:
             if isinstance(error, Exception):
                 begun.pop()  # after Ctrl-C its thread may be on its way
-            _roll_back(begun, error, service)
+            self._roll_back(begun, error, service)
             raise
         return self
 
@@ -283,7 +283,7 @@ class ServiceGroup:
             for service in tuple(self.services):
                 service.wait_started(timeout=left())
         except BaseException as error:
-            _roll_back([each for each in self.services if getattr(each, "ident", 0) is not None], error, service)
+            self._roll_back([each for each in self.services if getattr(each, "ident", 0) is not None], error, service)
             raise
         return self
 
@@ -309,6 +309,18 @@ class ServiceGroup:
         self.stop()
         return self.join_or_log(left())
 
+    def _roll_back(self, services: list[Any], error: BaseException, culprit: Any) -> None:
+        self.scope.fail(error)  # unless a member has told why; the stops below would say less
+        failure = _stop_all(services[::-1])
+        name = str(getattr(culprit, "name", culprit))
+        text = "".join(traceback.format_exception_only(error))  # its str() may raise
+        if f": {name} " not in text and f"service: {name}" not in text:
+            error.add_note(f"service: {name}")
+        if isinstance(failure, Exception):
+            logger.error("service could not be stopped", exc_info=failure)
+        elif failure is not None:
+            raise failure
+
     def __repr__(self) -> str:
         return f"<ServiceGroup {self.services!r}>"
 
@@ -325,14 +337,3 @@ def _stop_all(services: list[Any]) -> BaseException | None:
             else:
                 logger.error("service could not be stopped: %r", service, exc_info=error)
     return first
-
-
-def _roll_back(services: list[Any], error: BaseException, culprit: Any) -> None:
-    name = str(getattr(culprit, "name", culprit))
-    if not str(error).startswith(f"{name} "):
-        error.add_note(f"service: {name}")
-    failure = _stop_all(services[::-1])
-    if isinstance(failure, Exception):
-        logger.error("service could not be stopped", exc_info=failure)
-    elif failure is not None:
-        raise failure

@@ -191,6 +191,33 @@ def test_any_error_out_of_the_wait_stops_all_in_reverse(error):
     assert verbs(log, "wait") == ["a", "b"] and verbs(log, "stop") == ["c", "b", "a"]
 
 
+def test_the_scope_of_a_group_that_was_given_up_says_why():
+    late = ServiceGroup(service("a"), service("late", lambda service: service.scope.wait(GUARD))).start()
+    with pytest.raises(TimeoutError) as raised:
+        late.wait_started(0.01)
+    assert late.scope.exc is raised.value and late.scope.reason == "late did not become ready"
+    assert late.join_or_log(GUARD) is True
+    error = OSError("no socket")
+    foreign = ServiceGroup(service("a"), Member("b", [], start=error))
+    with pytest.raises(OSError):
+        foreign.start()
+    assert foreign.scope.exc is error and foreign.scope.reason == "no socket"
+    assert foreign.join_or_log(GUARD) is True
+
+
+def test_an_error_without_a_text_is_rolled_back_and_named_like_any_other():
+    class Rude(Exception):
+        def __str__(self):
+            raise ValueError
+
+    log, error = [], Rude()
+    group = ServiceGroup(Member("a", log), Member("b", log, wait=error)).start()
+    for _ in range(2):
+        with pytest.raises(Rude):
+            group.wait_started()
+    assert verbs(log, "stop") == ["b", "a"] * 2 and error.__notes__ == ["service: b"]
+
+
 def test_ctrl_c_while_waiting_stops_all():
     def interrupt(*_):
         raise KeyboardInterrupt
