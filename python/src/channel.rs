@@ -9,9 +9,12 @@
 //! | closed, failed | ClosedResourceError (from the failure) | None, counted as dropped |
 //! | the loop that it is bound to is closed | BrokenResourceError | None, counted as dropped |
 
+use std::future::{Future, poll_fn, ready};
 use std::num::NonZeroUsize;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock};
+use std::task::Poll;
 
 use microio::{Sender, TrySendError};
 use pyo3::exceptions::{PyBaseException, PyRuntimeError, PyStopAsyncIteration, PyValueError};
@@ -22,7 +25,7 @@ use pyo3::{PyTraverseError, PyVisit};
 use crate::awaitable::{Awaitable, Operation, Primitive, Step, Waiting};
 use crate::entry::check;
 use crate::errors::{Raised, broken, closed, end_of_stream, queue_full};
-use crate::event_loop::{is_closed, need_running_loop, runs_here};
+use crate::event_loop::{end_of, is_closed, need_running_loop, runs_here};
 use crate::line::{End, Line, Look, Ticket};
 use crate::once::Once;
 use crate::raw::{call, is_last};
@@ -39,6 +42,8 @@ pub(crate) struct Channel {
     first_bound: OnceLock<Py<PyAny>>,
     rebound: Mutex<Option<Py<PyAny>>>,
     is_rebound: AtomicBool,
+    /// Of a bounded one: over once it is bound.
+    unbound: Option<microio::CloseScope>,
     cause: Mutex<Option<Raised>>,
     drop_late: bool,
     count: AtomicU64,
@@ -91,6 +96,9 @@ impl Channel {
     fn bind(&self, py: Python<'_>, loop_: Py<PyAny>) -> PyResult<()> {
         let Some(bound) = self.bound(py) else {
             let _second = self.first_bound.set(loop_);
+            if let Some(unbound) = &self.unbound {
+                unbound.close("bound");
+            }
             return Ok(());
         };
         if is_closed(bound.bind(py))? {
@@ -140,6 +148,14 @@ impl Channel {
             return Ok(None);
         }
         Err(broken(py, "the receiver's event loop is closed", None))
+    }
+
+    /// The end of the bound loop, for who waits on another one: who waits on that loop ends with it.
+    fn foreign_end(&self, py: Python<'_>) -> PyResult<Option<microio::CloseScope>> {
+        match self.bound(py) {
+            Some(loop_) if !runs_here(loop_.bind(py))? => end_of(loop_.bind(py)).map(Some),
+            _ => Ok(None),
+        }
     }
 
     fn send_nowait(&self, py: Python<'_>, item: Item) -> PyResult<Option<u64>> {
@@ -233,7 +249,8 @@ impl ObjectSendChannel {
         self.channel.get().send_nowait(py, item)
     }
 
-    /// Sends when there is a place; tasks that wait are served in their order. Returns what `send_nowait()` returns.
+    /// Sends when there is a place; tasks that wait are served in their order. Returns or raises what `send_nowait()` does,
+    /// also if the channel or the receiver's loop is closed meanwhile.
     ///
     /// A send that is cancelled has not sent.
     fn send(&self, py: Python<'_>, item: Py<PyAny>) -> PyResult<Awaitable> {
@@ -244,7 +261,9 @@ impl ObjectSendChannel {
             if orphaned && !sender.is_closed() {
                 return Python::attach(|py| Ok(channel.get().orphaned(py)?.into_pyobject(py)?.unbind()));
             }
-            let sent = sender.send(item).await;
+            let Some(sent) = send_or_end(channel.get(), pin!(sender.send(item))).await? else {
+                return Python::attach(|py| Ok(channel.get().orphaned(py)?.into_pyobject(py)?.unbind()));
+            };
             Python::attach(|py| {
                 let channel = channel.get();
                 let count = match sent {
@@ -370,6 +389,32 @@ impl ObjectReceiveChannel {
     }
 }
 
+/// What comes of `sending`; None if the receiver's loop, once there is one, is closed before.
+async fn send_or_end<T>(channel: &Channel, mut sending: Pin<&mut impl Future<Output = T>>) -> PyResult<Option<T>> {
+    if let Some(sent) = before(sending.as_mut(), ready(())).await {
+        return Ok(Some(sent));
+    }
+    if let Some(unbound) = &channel.unbound {
+        if let Some(sent) = before(sending.as_mut(), unbound.closed()).await {
+            return Ok(Some(sent));
+        }
+    }
+    match Python::attach(|py| channel.foreign_end(py))? {
+        Some(end) => Ok(before(sending, end.closed()).await),
+        None => Ok(Some(sending.await)),
+    }
+}
+
+/// What comes of `wait`; None if the end comes before.
+async fn before<T>(mut wait: Pin<&mut impl Future<Output = T>>, end: impl Future) -> Option<T> {
+    let mut end = pin!(end);
+    poll_fn(|cx| match wait.as_mut().poll(cx) {
+        Poll::Ready(output) => Poll::Ready(Some(output)),
+        Poll::Pending => end.as_mut().poll(cx).map(|_| None),
+    })
+    .await
+}
+
 /// `Class[item]`, for annotations.
 pub(crate) fn generic(class: &Bound<'_, PyType>, item: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
     static ALIAS: Once<Py<PyAny>> = Once::new();
@@ -469,6 +514,7 @@ pub(crate) fn create_channel(
         first_bound: OnceLock::new(),
         rebound: Mutex::default(),
         is_rebound: AtomicBool::new(false),
+        unbound: capacity.map(|_| microio::CloseScope::new()),
         cause: Mutex::default(),
         drop_late,
         count: AtomicU64::new(0),

@@ -5,7 +5,7 @@ use std::cell::Cell;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyTuple};
+use pyo3::types::{PyDict, PyFloat, PyTuple};
 
 use crate::once::Once;
 use crate::raw::call_method;
@@ -109,6 +109,51 @@ pub(crate) fn is_closed(loop_: &Bound<'_, PyAny>) -> PyResult<bool> {
     match loop_.getattr_opt(intern!(py, "_closed"))? {
         Some(closed) => closed.is_truthy(),
         None => call_method(intern!(py, "is_closed"), [loop_], None)?.is_truthy(),
+    }
+}
+
+/// Over when `loop_` is closed, which a loop tells nobody; but then it drops its timers, and one of them is ours.
+pub(crate) fn end_of(loop_: &Bound<'_, PyAny>) -> PyResult<microio::CloseScope> {
+    static ENDS: Once<Py<PyAny>> = Once::new();
+    static CONTEXT: Once<Py<PyAny>> = Once::new();
+    let py = loop_.py();
+    let ends = ENDS.get_or_make(py, || Ok(py.import("weakref")?.getattr("WeakKeyDictionary")?.call0()?.unbind()))?;
+    let ends = ends.bind(py);
+    let known = call_method(intern!(py, "get"), [ends, loop_], None)?;
+    if let Ok(known) = known.cast::<LoopEnd>() {
+        return Ok(known.get().0.clone());
+    }
+    let end = microio::CloseScope::new();
+    let lookout = Bound::new(py, Lookout(end.clone()))?;
+    let context = CONTEXT.import(py, "contextvars", "Context")?.call0()?; // ours would be kept for as long
+    match schedule(loop_, lookout.as_any(), loop_, Some(&context)) {
+        Err(error) if !is_closed(loop_)? => return Err(error),
+        _ => {}
+    }
+    let known = Bound::new(py, LoopEnd(end.clone()))?;
+    call_method(intern!(py, "__setitem__"), [ends, loop_, known.as_any()], None)?;
+    Ok(end)
+}
+
+#[pyclass(frozen, module = "microio._microio")]
+struct LoopEnd(microio::CloseScope);
+
+/// Sits among the timers of a loop, and says when it is thrown out.
+#[pyclass(frozen, module = "microio._microio")]
+struct Lookout(microio::CloseScope);
+
+#[pymethods]
+impl Lookout {
+    fn __call__(slf: &Bound<'_, Self>, loop_: &Bound<'_, PyAny>) -> PyResult<()> {
+        const YEARS: f64 = 1e9;
+        let delay = PyFloat::new(slf.py(), YEARS);
+        call_method(intern!(slf.py(), "call_later"), [loop_, &delay, slf.as_any(), loop_], None).map(drop)
+    }
+}
+
+impl Drop for Lookout {
+    fn drop(&mut self) {
+        self.0.close("closed");
     }
 }
 

@@ -47,7 +47,7 @@ mod native {
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         // What is looked up at its first use is loaded by now: an import may be no place for a signal handler, or the end.
-        for name in ["asyncio", "contextvars", "numbers", "queue", "types"] {
+        for name in ["asyncio", "contextvars", "numbers", "queue", "types", "weakref"] {
             module.py().import(name)?;
         }
         crate::raw::install(module.py());

@@ -2,6 +2,7 @@
 
 import asyncio
 import collections.abc
+import contextvars
 import dataclasses
 import gc
 import sys
@@ -18,6 +19,7 @@ from microio import (
     ChannelStats,
     ClosedResourceError,
     EndOfStream,
+    LoopServiceThread,
     ObjectReceiveChannel,
     ObjectSendChannel,
     create_channel,
@@ -1190,6 +1192,84 @@ def test_a_sender_on_another_loop_waits_for_room(run, loop_factory):
 
     with ThreadPoolExecutor(1) as pool:
         assert run(main()) == list(range(300))
+
+
+@pytest.mark.parametrize("late_send", ["raise", "drop"])
+@pytest.mark.parametrize("bound", ["before", "meanwhile", "closed"])
+def test_a_send_that_waits_ends_when_the_loop_of_the_receiver_is_closed(run, loop_factory, late_send, bound):
+    send, receive = create_channel(capacity=1, late_send=late_send)
+    other = loop_factory()
+
+    async def bind():
+        receive.bind()
+
+    async def main():
+        send.send_nowait(1)
+        if bound == "before":
+            await asyncio.to_thread(other.run_until_complete, bind())
+        tasks = [await parked(send.send(item)) for item in (2, 3)]
+        if bound == "meanwhile":
+            await asyncio.to_thread(other.run_until_complete, bind())
+            await asyncio.sleep(0)
+        other.close()
+        receive.bind(other)
+        ends = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), GUARD)
+        assert [type(end) for end in ends] == [BrokenResourceError if late_send == "raise" else type(None)] * 2
+        assert send.stats() == ChannelStats(sent=1, queued=1, dropped=2)
+
+    run(main())
+    assert receive.drain_nowait() == [1]
+
+
+def test_a_send_that_waits_for_a_service_ends_with_it(run):
+    send, receive = create_channel(capacity=1)
+
+    class Reader(LoopServiceThread):
+        async def run_async(self):
+            receive.bind()
+            send.send_nowait(1)
+            self.started()
+            await self.scope.wait_async()
+
+    reader = Reader()
+    reader.start()
+    reader.wait_started(GUARD)
+
+    async def main():
+        task = await parked(send.send(2))
+        reader.stop()
+        with pytest.raises(BrokenResourceError, match="loop is closed"):
+            await asyncio.wait_for(task, GUARD)
+
+    run(main())
+    assert reader.join_or_log(GUARD)
+
+
+def test_a_loop_whose_senders_wait_elsewhere_keeps_one_timer_and_nothing_of_theirs(run):
+    class Mine:
+        pass
+
+    variable, other = contextvars.ContextVar("variable"), asyncio.new_event_loop()
+
+    async def drain(receives):
+        await asyncio.sleep(0)
+        return [receive.drain_nowait() for receive in receives]
+
+    async def main():
+        variable.set(Mine())
+        ends = [create_channel(capacity=1) for _ in range(5)]
+        for send, receive in ends:
+            receive.bind(other)
+            send.send_nowait(1)
+        tasks = [await parked(send.send(2)) for send, _ in ends]
+        await asyncio.to_thread(other.run_until_complete, drain([receive for _, receive in ends]))
+        assert await asyncio.wait_for(asyncio.gather(*tasks), GUARD) == [2] * 5
+        return weakref.ref(variable.get())
+
+    gone = run(main())
+    gc.collect()
+    assert len(other._scheduled) == 1 and gone() is None
+    other.close()
 
 
 def test_a_bounded_channel_never_holds_more_than_its_capacity(run, busy_threads):
