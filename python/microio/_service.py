@@ -184,10 +184,8 @@ class ServiceThread(threading.Thread):
                 self._service_logged = True
                 logger.error("thread failed: %s", self.name, exc_info=self.exc)
             return True
-        frame = sys._current_frames().get(self.ident or 0)
-        stack = traceback.format_list(traceback.extract_stack(frame, limit=5)) if frame else ["an unknown place"]
-        where = "".join(stack).rstrip()
-        logger.error("thread did not stop: %s (%s), it is at\n%s", self.name, self._service_state(), where)
+        state, where = self._service_state(), "".join(self._service_where()).rstrip()
+        logger.error("thread did not stop: %s (%s), it is at\n%s", self.name, state, where)
         return False
 
     def _service_check_process(self) -> None:
@@ -213,6 +211,10 @@ class ServiceThread(threading.Thread):
 
     def _service_failure(self) -> BaseException | None:
         return self.scope.exc if self.exc is None else self.exc
+
+    def _service_where(self) -> list[str]:
+        frame = sys._current_frames().get(self.ident or 0)
+        return traceback.format_list(traceback.extract_stack(frame, limit=5)) if frame else ["an unknown place\n"]
 
     def _service_state(self) -> str:
         if self._service_failure() is not None:

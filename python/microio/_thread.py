@@ -1,6 +1,7 @@
 """Services with an event loop of their own. The others are in ``_service``."""
 
 import asyncio
+import traceback
 from _thread import allocate_lock
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -137,6 +138,7 @@ class LoopServiceThread(ServiceThread):
         self._service_jobs: deque[tuple[Context, Callable[..., object], tuple[Any, ...]]] = deque()
         self._service_woken = False
         self._service_futures: set[Future[Any]] = set()
+        self._service_loop: asyncio.AbstractEventLoop | None = None  # until it is closed, and later than ``loop``
 
     async def run_async(self) -> None:
         """The work: to be overridden. This one is ready at once and waits until it is stopped."""
@@ -149,7 +151,7 @@ class LoopServiceThread(ServiceThread):
             super().run()
         finally:
             # Again, for a subclass with a run_service() of its own; and for tasks that a dying loop forgot.
-            self.loop = None
+            self.loop = self._service_loop = None
             self._service_drop_jobs()
             while self._service_futures:
                 _cancel(self._service_futures.pop())
@@ -157,7 +159,7 @@ class LoopServiceThread(ServiceThread):
     def run_service(self) -> None:
         """Runs ``run_async()`` in a loop of its own."""
         with asyncio.Runner() as runner:
-            self.loop = runner.get_loop()
+            self.loop = self._service_loop = runner.get_loop()
             try:
                 runner.run(self._service_main())
             except BaseException as error:
@@ -286,6 +288,18 @@ class LoopServiceThread(ServiceThread):
                 _, job, _ = self._service_jobs.popleft()
                 if isinstance(job, _Job):
                     job.withdraw()
+
+    def _service_where(self) -> list[str]:
+        loop, where = self.loop or self._service_loop, super()._service_where()
+        tasks = [] if loop is None else sorted(asyncio.all_tasks(loop), key=lambda task: task.get_name())
+        for task in tasks[:8]:
+            coro: Any = task.get_coro()
+            frames: list[traceback.FrameSummary] = []
+            while frame := getattr(coro, "cr_frame", None):
+                frames += traceback.extract_stack(frame, limit=1)
+                coro = coro.cr_await
+            where += [f"and its task {task.get_name()!r} at\n", *traceback.format_list(frames[-5:])]
+        return where
 
     def _service_no_loop(self) -> RuntimeError:
         self._service_check_process()

@@ -803,6 +803,33 @@ def test_everything_ends_when_calls_race_with_stop():
         assert not concurrent.futures.wait(futures, GUARD).not_done
 
 
+@pytest.mark.parametrize("submitted", [False, True])
+def test_a_task_that_ignores_its_cancel_is_named_with_its_place(service, caplog, submitted):
+    let_go, entered = asyncio.Event(), threading.Event()
+
+    async def ignore_it_here():
+        asyncio.current_task().set_name("stubborn")
+        while not let_go.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                entered.set()
+                await let_go.wait()
+
+    async def work():
+        await ignore_it_here()
+
+    if submitted:
+        service.submit(work())
+    else:
+        service.call_sync(lambda: service.task_group.start_soon(work))
+    assert entered.wait(GUARD)
+    loop = service.loop
+    service.stop()
+    assert service.join_or_log(0.05) is False
+    assert "and its task 'stubborn' at" in caplog.text and "in ignore_it_here" in caplog.text
+    loop.call_soon_threadsafe(let_go.set)
+    assert service.join_or_log(GUARD) is True
+
+
 def test_a_blocking_job_of_the_executor_keeps_no_caller_waiting(start, caplog):
     go, entered = threading.Event(), threading.Event()
 
