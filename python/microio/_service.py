@@ -283,11 +283,19 @@ class ServiceGroup:
         service, left = self, _countdown(timeout)
         try:
             for service in tuple(self.services):
+                service = self._wait_for(service, left())
                 service.wait_started(timeout=left())
         except BaseException as error:
             self._roll_back([each for each in self.services if getattr(each, "ident", 0) is not None], error, service)
             raise
         return self
+
+    def _wait_for(self, service: Any, timeout: float | None) -> Any:
+        """Waits for the start of one of ours, until another has failed to start; the one to look at."""
+        if isinstance(service, ServiceThread) and service is not threading.current_thread():
+            service._service_start._wait_either(self.scope, timeout)
+        starts = ((each, each._service_start) for each in tuple(self.services) if isinstance(each, ServiceThread))
+        return next((each for each, start in starts if start.failed), service)
 
     def stop(self) -> Self:
         """Tells every service to stop, then raises the first error of those calls, if any."""

@@ -9,12 +9,11 @@
 //! | closed, failed | ClosedResourceError (from the failure) | None, counted as dropped |
 //! | the loop that it is bound to is closed | BrokenResourceError | None, counted as dropped |
 
-use std::future::{Future, poll_fn, ready};
+use std::future::{Future, ready};
 use std::num::NonZeroUsize;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock};
-use std::task::Poll;
 
 use microio::{Sender, TrySendError};
 use pyo3::exceptions::{PyBaseException, PyRuntimeError, PyStopAsyncIteration, PyValueError};
@@ -29,7 +28,7 @@ use crate::event_loop::{end_of, is_closed, need_running_loop, runs_here};
 use crate::line::{End, Line, Look, Ticket};
 use crate::once::Once;
 use crate::raw::{call, is_last};
-use crate::wake::{Born, Tasks, lock};
+use crate::wake::{Born, Tasks, before, lock};
 
 pub(crate) type Item = Py<PyAny>;
 
@@ -403,16 +402,6 @@ async fn send_or_end<T>(channel: &Channel, mut sending: Pin<&mut impl Future<Out
         Some(end) => Ok(before(sending, end.closed()).await),
         None => Ok(Some(sending.await)),
     }
-}
-
-/// What comes of `wait`; None if the end comes before.
-async fn before<T>(mut wait: Pin<&mut impl Future<Output = T>>, end: impl Future) -> Option<T> {
-    let mut end = pin!(end);
-    poll_fn(|cx| match wait.as_mut().poll(cx) {
-        Poll::Ready(output) => Poll::Ready(Some(output)),
-        Poll::Pending => end.as_mut().poll(cx).map(|_| None),
-    })
-    .await
 }
 
 /// `Class[item]`, for annotations.

@@ -1,5 +1,6 @@
 //! `CloseScope` and `WorkTracker`: the core's, with the attributes that Python programs read.
 
+use std::pin::pin;
 use std::sync::Mutex;
 
 use pyo3::exceptions::{PyBaseException, PyValueError};
@@ -11,7 +12,7 @@ use crate::awaitable::{Awaitable, Primitive, Waiting};
 use crate::errors::{Raised, broken, closed, text};
 use crate::once::Once;
 use crate::raw::{call, call_method};
-use crate::wake::{Born, Tasks, block, deferring, lock, no_arguments};
+use crate::wake::{Born, Tasks, before, block, deferring, lock, no_arguments};
 
 /// The durable end of a service: open, then closed with a reason or failed with an exception, once and for good.
 ///
@@ -144,6 +145,14 @@ impl CloseScope {
             return Ok(true);
         }
         Ok(block(py, self.core.closed(), timeout)?.is_some())
+    }
+
+    /// Blocks until it or `other` is over, for at most `timeout` seconds (None: for ever). Whether one of them is.
+    fn _wait_either(&self, py: Python<'_>, other: &Bound<'_, Self>, timeout: Option<Seconds>) -> PyResult<bool> {
+        self.born.check(Self::WHAT)?;
+        let (this, other) = (self.core.closed(), other.get().core.closed());
+        let either = async { before(pin!(this), other).await };
+        Ok(block(py, either, timeout.and_then(Seconds::timeout))?.is_some())
     }
 
     /// Waits until it is over; returns True. Cancelling the wait leaves nothing behind.

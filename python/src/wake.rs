@@ -14,11 +14,11 @@
 //! 3. A loop that is closed is not woken: whoever waited on it is gone.
 
 use std::cell::RefCell;
-use std::future::Future;
-use std::pin::pin;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Wake, Waker};
+use std::task::{Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
 use microio::WaitError;
@@ -345,6 +345,16 @@ where
         Err(Blocked::Stopped(error)) => Err(error),
         Err(Blocked::WouldBlock) => Err(PyRuntimeError::new_err("this thread must not block here")),
     }
+}
+
+/// What comes of `wait`; None if the end comes before.
+pub(crate) async fn before<T>(mut wait: Pin<&mut impl Future<Output = T>>, end: impl Future) -> Option<T> {
+    let mut end = pin!(end);
+    poll_fn(|cx| match wait.as_mut().poll(cx) {
+        Poll::Ready(output) => Poll::Ready(Some(output)),
+        Poll::Pending => end.as_mut().poll(cx).map(|_| None),
+    })
+    .await
 }
 
 /// The thread that runs signal handlers.

@@ -174,6 +174,16 @@ def test_a_failed_member_stops_the_others_and_is_named():
     assert group.join_or_log(GUARD) is True
 
 
+def test_a_member_that_fails_is_heard_of_while_one_before_it_is_still_starting():
+    """The one before may wait for what the failed one was to bring."""
+    first = service("first", lambda service: service.scope.wait(GUARD))
+    group = ServiceGroup(first, service("culprit", fail)).start()
+    with pytest.raises(RuntimeError, match="^culprit failed$") as raised:
+        group.wait_started()
+    assert raised.value.__cause__ is group.services[1].exc is group.scope.exc
+    assert group.join_or_log(GUARD) is True
+
+
 def test_a_late_member_stops_all_and_is_named():
     group = ServiceGroup(service("a"), service("late", lambda service: service.scope.wait(GUARD)), service("c")).start()
     with pytest.raises(TimeoutError, match="^late did not become ready$"):
