@@ -96,6 +96,17 @@ impl Awaitable {
     }
 }
 
+/// Somebody awaits it.
+///
+/// # Errors
+/// RuntimeError, if somebody does already: whoever came first would not be woken any more.
+pub(crate) fn awaited(slf: &Bound<'_, Awaitable>) -> PyResult<()> {
+    match slf.try_borrow() {
+        Ok(this) if this.state != State::Begun => Ok(()),
+        _ => Err(PyRuntimeError::new_err("already being awaited")),
+    }
+}
+
 /// The step of an awaitable. It is borrowed meanwhile: who comes in between finds it executing.
 pub(crate) fn step(slf: &Bound<'_, Awaitable>) -> PyResult<Step> {
     slf.try_borrow_mut().map_err(|_| PyRuntimeError::new_err("already being awaited"))?.step(slf.py())
@@ -103,8 +114,9 @@ pub(crate) fn step(slf: &Bound<'_, Awaitable>) -> PyResult<Step> {
 
 #[pymethods]
 impl Awaitable {
-    fn __await__(slf: Py<Self>) -> Py<Self> {
-        slf
+    fn __await__(slf: Bound<'_, Self>) -> PyResult<Bound<'_, Self>> {
+        awaited(&slf)?;
+        Ok(slf)
     }
 
     fn __iter__(slf: Py<Self>) -> Py<Self> {
@@ -157,22 +169,24 @@ impl Awaitable {
     }
 
     #[getter]
-    fn __name__(&self) -> &'static str {
-        self.name
+    fn __name__(slf: &Bound<'_, Self>) -> &'static str {
+        slf.try_borrow().map_or("wait", |this| this.name)
     }
 
     #[getter]
-    fn __qualname__(&self) -> &'static str {
-        self.name
+    fn __qualname__(slf: &Bound<'_, Self>) -> &'static str {
+        Self::__name__(slf)
     }
 
-    fn __repr__(&self) -> String {
-        let state = match self.state {
+    fn __repr__(slf: &Bound<'_, Self>) -> String {
+        // A gate, in the middle of a step, may want to say which task it is in.
+        let Ok(this) = slf.try_borrow() else { return "<microio wait, running>".into() };
+        let state = match this.state {
             State::New => "not awaited yet",
             State::Begun => "waiting",
             State::Done => "done",
         };
-        format!("<microio {}(), {state}>", self.name)
+        format!("<microio {}(), {state}>", this.name)
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {

@@ -155,7 +155,7 @@ mod fast {
     use pyo3::ffi;
     use pyo3::prelude::*;
 
-    use crate::awaitable::{Awaitable, Step, step};
+    use crate::awaitable::{Awaitable, Step, awaited, step};
 
     /// Puts the slots into the type. Called once, before anybody has an instance.
     pub(crate) fn install(py: Python<'_>) {
@@ -173,12 +173,19 @@ mod fast {
         }
     }
 
-    /// SAFETY: called by the interpreter with the GIL held and a live object.
+    /// SAFETY: as for `am_send`.
     unsafe extern "C" fn itself(slf: *mut ffi::PyObject) -> *mut ffi::PyObject {
-        // SAFETY: as above; the result is a new reference.
-        unsafe {
-            ffi::Py_INCREF(slf);
-            slf
+        // SAFETY: as above: the GIL is held, and this is a borrowed reference to an `Awaitable`.
+        let (py, slf) = unsafe {
+            let py = Python::assume_attached();
+            (py, Bound::from_borrowed_ptr(py, slf).cast_into_unchecked::<Awaitable>())
+        };
+        match awaited(&slf) {
+            Ok(()) => slf.into_ptr(),
+            Err(error) => {
+                error.restore(py);
+                std::ptr::null_mut()
+            }
         }
     }
 
