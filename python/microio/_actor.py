@@ -28,8 +28,8 @@ class Mailbox:
 
     @send.setter
     def send(self, send: ObjectSendChannel[Any]) -> None:
-        self._send = send
         _shorten(self, Mailbox, submit=send.send_nowait, put=send.send_nowait)
+        self._send = send
 
     @property
     def receive(self) -> ObjectReceiveChannel[Any]:
@@ -38,8 +38,8 @@ class Mailbox:
 
     @receive.setter
     def receive(self, receive: ObjectReceiveChannel[Any]) -> None:
-        self._receive = receive
         _shorten(self, Mailbox, get=receive.receive)
+        self._receive = receive
 
     def submit(self, item: Any) -> int | None:
         """Queues ``item``; the count of accepted items, or None if it was dropped. From any thread, before any loop."""
@@ -96,8 +96,8 @@ class PriorityMailbox(Mailbox):
 
     @receive.setter
     def receive(self, receive: ObjectReceiveChannel[Any]) -> None:
-        self._receive = receive
         self._ordered = PriorityReceiver(receive, *self._sorting)
+        self._receive = receive
         _shorten(self, PriorityMailbox, get=self._ordered.get)
 
     @property
@@ -177,6 +177,8 @@ class ActorCore:
     def __init__(
         self, handler: Callable[..., Any] | None, *, mailbox: Mailbox | None = None, concurrent: bool = False
     ) -> None:
+        if handler is not None and not callable(handler):
+            raise TypeError(f"a function as handler was expected, not {type(handler).__name__}")
         self.handler: Any = handler
         self.concurrent = concurrent
         self.mailbox = Mailbox() if mailbox is None else mailbox  # not `or`: one of a user's own may have a length
@@ -190,8 +192,8 @@ class ActorCore:
 
     @mailbox.setter
     def mailbox(self, mailbox: Mailbox) -> None:
-        self._mailbox = mailbox
         _shorten(self, ActorCore, submit=mailbox.submit)
+        self._mailbox = mailbox
 
     async def handle(self, item: Any) -> None:
         """Handles one item. May be overridden instead of passing a handler, if not ``concurrent``."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable
 from typing import TypeVar
 
 from ._errors import BrokenResourceError, ClosedResourceError
-from ._microio import ReplyHandle
+from ._microio import ReplyHandle, seconds
 from ._microio import RequestRegistry as _RequestRegistry
 
 __all__ = ["BrokenResourceError", "ClosedResourceError", "ReplyHandle", "RequestRegistry"]
@@ -26,6 +26,7 @@ class RequestRegistry(_RequestRegistry[K, V]):
         At most ``timeout`` seconds for both (None: for ever). The value; raises the failure's exception, or TimeoutError.
         However it ends, the request is not pending any more.
         """
+        timeout = None if timeout is None else seconds(timeout)
         reply = self.reply(key)
         try:
             wait = self.wait_async(key, reply.waiter, timeout)

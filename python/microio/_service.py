@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, Self
 
+from . import _microio
 from ._errors import ClosedResourceError
 from ._scope import CloseScope
 
@@ -30,9 +31,7 @@ def seconds(timeout: float | None) -> float:
     """A timeout as a lock takes it: None is -1, which means for ever; what is negative is zero; nan is refused."""
     if timeout is None:
         return -1
-    if timeout != timeout:
-        raise ValueError("a timeout must be a number of seconds, not nan")
-    return min(max(timeout, 0), threading.TIMEOUT_MAX)
+    return min(max(_microio.seconds(timeout), 0), threading.TIMEOUT_MAX)
 
 
 def _countdown(timeout: float | None) -> Callable[[], float | None]:
@@ -59,6 +58,8 @@ class ServiceThread(threading.Thread):
 
     # What is private is named _service_*: subclasses have a lot of names of their own.
 
+    _service_forks = 0  # until __init__ says: a subclass that forgets it gets the error of threading
+
     def __init__(
         self,
         *,
@@ -67,6 +68,8 @@ class ServiceThread(threading.Thread):
         daemon: bool = True,
         reraise: bool = False,
     ) -> None:
+        if target is not None and not callable(target):
+            raise TypeError(f"a function as target was expected, not {type(target).__name__}")
         super().__init__(name=name, daemon=daemon)
         self.reraise = reraise
         self.ready = threading.Event()
@@ -131,6 +134,8 @@ class ServiceThread(threading.Thread):
 
     def fail(self, exc: BaseException) -> None:
         """Records a failure and closes ``scope`` with it. The first one counts, everywhere. Not for signal handlers."""
+        if not isinstance(exc, BaseException):
+            raise TypeError(f"an exception was expected, not {type(exc).__name__}")
         if self.scope.exc is not None:
             exc = self.scope.exc
         first = self.__dict__.setdefault("exc", exc)  # one atomic step
@@ -269,7 +274,7 @@ class ServiceGroup:
                 service.start()
         except BaseException as error:
             if isinstance(error, Exception):
-                begun.pop()  # after Ctrl-C its thread may be on its way
+                del begun[-1:]  # after Ctrl-C its thread may be on its way
             self._roll_back(begun, error, service)
             raise
         return self

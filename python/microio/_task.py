@@ -156,6 +156,8 @@ class TaskGroup:
             if self._thread is None:
                 raise RuntimeError("TaskGroup is not active")
             raise RuntimeError("TaskGroup belongs to another thread: use submit() of its service")
+        if not callable(fn):
+            raise TypeError(f"a function was expected, got {fn!r}: create_task() takes coroutines")
         child = self._run(fn, args, kwargs, ready)
         try:
             return self._group.create_task(child, name=name, context=context)

@@ -197,6 +197,8 @@ class LoopServiceThread(ServiceThread):
         Calls keep their order. What they raise goes to the loop's exception handler. What is still queued when the loop
         ends is dropped, as asyncio does. RuntimeError if there is no loop.
         """
+        if not callable(fn):
+            raise TypeError(f"a function was expected, got {fn!r}")
         loop = self.loop
         if loop is None or self._service_forks != _service.forks:
             raise self._service_no_loop()

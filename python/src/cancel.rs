@@ -14,7 +14,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock};
 
-use pyo3::exceptions::{PyRuntimeError, PyTimeoutError, PyValueError};
+use pyo3::exceptions::{PyRuntimeError, PyTimeoutError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyFloat, PyTuple, PyType};
 use pyo3::{PyTraverseError, PyVisit, intern};
@@ -23,6 +23,7 @@ use slab::Slab;
 use crate::entry::{Entry, LIVE, chain, innermost};
 use crate::errors::cancelled_type;
 use crate::event_loop::{call_soon, current_task, now, running_loop, running_task, runs_here};
+use crate::number::Seconds;
 use crate::raw::{call, call_method};
 use crate::wake::{Born, block, lock};
 
@@ -189,16 +190,9 @@ impl CancelScope {
         self.cancelled.load(Ordering::Acquire)
     }
 
-    fn make(deadline: Option<f64>, delay: Option<f64>, raise_timeout: bool) -> PyResult<Self> {
-        let state = State { deadline: number(deadline)?, delay: number(delay)?, raise_timeout, ..State::default() };
-        Ok(CancelScope { state: Mutex::new(state), cancelled: AtomicBool::new(false), born: Born::now() })
-    }
-}
-
-pub(crate) fn number(seconds: Option<f64>) -> PyResult<Option<f64>> {
-    match seconds {
-        Some(seconds) if seconds.is_nan() => Err(PyValueError::new_err("a time must be a number of seconds, not nan")),
-        seconds => Ok(seconds),
+    fn make(delay: Option<Seconds>, raise_timeout: bool) -> Self {
+        let state = State { delay: delay.map(|delay| delay.0), raise_timeout, ..State::default() };
+        CancelScope { state: Mutex::new(state), cancelled: AtomicBool::new(false), born: Born::now() }
     }
 }
 
@@ -206,15 +200,14 @@ pub(crate) fn number(seconds: Option<f64>) -> PyResult<Option<f64>> {
 impl CancelScope {
     #[new]
     #[pyo3(signature = (*_args, **_kwargs), text_signature = "(*, deadline=None, delay=None, raise_timeout=False)")]
-    fn new(_args: &Bound<'_, PyTuple>, _kwargs: Option<&Bound<'_, PyDict>>) -> PyResult<Self> {
-        CancelScope::make(None, None, false)
+    fn new(_args: &Bound<'_, PyTuple>, _kwargs: Option<&Bound<'_, PyDict>>) -> Self {
+        CancelScope::make(None, false)
     }
 
     #[pyo3(signature = (*, deadline=None, delay=None, raise_timeout=false))]
-    fn __init__(&self, deadline: Option<f64>, delay: Option<f64>, raise_timeout: bool) -> PyResult<()> {
-        let (deadline, delay) = (number(deadline)?, number(delay)?);
+    fn __init__(&self, deadline: Option<Seconds>, delay: Option<Seconds>, raise_timeout: bool) {
+        let (deadline, delay) = (deadline.map(|deadline| deadline.0), delay.map(|delay| delay.0));
         self.set(|state| (state.deadline, state.delay, state.raise_timeout) = (deadline, delay, raise_timeout));
-        Ok(())
     }
 
     /// When it will be cancelled, on the clock of the loop; None for never. It may be moved while the scope is active.
@@ -224,11 +217,10 @@ impl CancelScope {
     }
 
     #[setter]
-    fn set_deadline(slf: &Bound<'_, Self>, deadline: Option<f64>) -> PyResult<()> {
+    fn set_deadline(slf: &Bound<'_, Self>, deadline: Option<Seconds>) -> PyResult<()> {
         let py = slf.py();
-        let deadline = number(deadline)?;
         let this = slf.get();
-        this.set(|state| state.deadline = deadline);
+        this.set(|state| state.deadline = deadline.map(|deadline| deadline.0));
         let first = this.get(|state| state.entries.iter().next().map(|(_, entry)| entry.clone_ref(py)));
         let Some(entry) = first else { return Ok(()) };
         let loop_ = entry.get().loop_.bind(py);
@@ -252,10 +244,8 @@ impl CancelScope {
     }
 
     #[setter]
-    fn set_delay(&self, delay: Option<f64>) -> PyResult<()> {
-        let delay = number(delay)?;
-        self.set(|state| state.delay = delay);
-        Ok(())
+    fn set_delay(&self, delay: Option<Seconds>) {
+        self.set(|state| state.delay = delay.map(|delay| delay.0));
     }
 
     /// Whether the deadline raises TimeoutError where its cancel is caught.
@@ -340,8 +330,7 @@ impl CancelScope {
     /// Blocks until it is cancelled, for at most `timeout` seconds (None: for ever). Whether it is. For code that blocks its
     /// thread, as a cell of an interpreter does. A deadline is the loop's: while that is blocked, none passes.
     #[pyo3(signature = (timeout=None))]
-    fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
-        let timeout = crate::wake::timeout(timeout)?;
+    fn wait(&self, py: Python<'_>, timeout: Option<Seconds>) -> PyResult<bool> {
         self.born.check("CancelScope")?;
         let mut state = lock(&self.state);
         if state.cancelled {
@@ -349,7 +338,7 @@ impl CancelScope {
         }
         let cancelled = state.waited_for.get_or_insert_default().closed();
         drop(state);
-        Ok(block(py, cancelled, timeout)?.is_some())
+        Ok(block(py, cancelled, timeout.and_then(Seconds::timeout))?.is_some())
     }
 
     fn __enter__(slf: Bound<'_, Self>) -> PyResult<Bound<'_, Self>> {
@@ -487,7 +476,7 @@ impl CancelScope {
             }
         }
         if let Some(deadline) = this.deadline() {
-            text += &format!(" deadline={deadline}");
+            text += &format!(" deadline={deadline:?}");
         }
         Ok(text + ">")
     }
@@ -529,13 +518,13 @@ impl Drop for CancelScope {
 /// A scope that is cancelled after `delay` seconds (None: never), and swallows that.
 #[pyfunction]
 #[pyo3(signature = (delay))]
-pub(crate) fn move_on_after(delay: Option<f64>) -> PyResult<CancelScope> {
-    CancelScope::make(None, delay, false)
+pub(crate) fn move_on_after(delay: Option<Seconds>) -> CancelScope {
+    CancelScope::make(delay, false)
 }
 
 /// A scope that is cancelled after `delay` seconds (None: never), and makes a TimeoutError of that.
 #[pyfunction]
 #[pyo3(signature = (delay))]
-pub(crate) fn fail_after(delay: Option<f64>) -> PyResult<CancelScope> {
-    CancelScope::make(None, delay, true)
+pub(crate) fn fail_after(delay: Option<Seconds>) -> CancelScope {
+    CancelScope::make(delay, true)
 }

@@ -19,13 +19,14 @@ use microio::{Sender, TrySendError};
 use pyo3::exceptions::{PyBaseException, PyRuntimeError, PyStopAsyncIteration, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyList, PyType};
-use pyo3::{PyTraverseError, PyVisit};
+use pyo3::{PyTraverseError, PyVisit, intern};
 
 use crate::awaitable::{Awaitable, Operation, Primitive, Step, Waiting};
 use crate::entry::check;
 use crate::errors::{Raised, broken, closed, end_of_stream, queue_full};
 use crate::event_loop::{end_of, is_closed, need_running_loop, runs_here};
 use crate::line::{End, Line, Look, Ticket};
+use crate::number::{Count, expected};
 use crate::once::Once;
 use crate::raw::{call, is_last};
 use crate::wake::{Born, Tasks, before, lock};
@@ -178,9 +179,8 @@ impl Channel {
         Ok(self.sender.fail(microio::Failure::msg("failed")))
     }
 
-    pub(crate) fn drain(&self, max_items: Option<isize>) -> Vec<Item> {
-        let max = max_items.map(|max| max.max(0) as usize);
-        self.line.with_inbox(|inbox| inbox.receiver.drain(max))
+    pub(crate) fn drain(&self, max_items: Option<Count>) -> Vec<Item> {
+        self.line.with_inbox(|inbox| inbox.receiver.drain(max_items.map(Count::get)))
     }
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
@@ -327,7 +327,8 @@ impl ObjectReceiveChannel {
     #[pyo3(signature = (r#loop=None))]
     fn bind(&self, py: Python<'_>, r#loop: Option<Bound<'_, PyAny>>) -> PyResult<()> {
         let loop_ = match r#loop {
-            Some(loop_) => loop_,
+            Some(loop_) if loop_.hasattr(intern!(py, "call_soon_threadsafe"))? => loop_,
+            Some(other) => return Err(expected("an event loop", &other)),
             None => need_running_loop(py)?,
         };
         self.channel.get().bind(py, loop_.unbind())
@@ -351,7 +352,7 @@ impl ObjectReceiveChannel {
 
     /// Takes what is queued now, at most `max_items`, without waiting. From any thread, bound or not.
     #[pyo3(signature = (max_items=None))]
-    fn drain_nowait<'py>(&self, py: Python<'py>, max_items: Option<isize>) -> PyResult<Bound<'py, PyList>> {
+    fn drain_nowait<'py>(&self, py: Python<'py>, max_items: Option<Count>) -> PyResult<Bound<'py, PyList>> {
         PyList::new(py, self.channel.get().drain(max_items))
     }
 
@@ -482,7 +483,7 @@ impl Operation for Receive {
 pub(crate) fn create_channel(
     py: Python<'_>,
     late_send: &str,
-    capacity: Option<isize>,
+    capacity: Option<Count>,
 ) -> PyResult<(ObjectSendChannel, ObjectReceiveChannel)> {
     let drop_late = match late_send {
         "raise" => false,
@@ -492,7 +493,7 @@ pub(crate) fn create_channel(
             return Err(PyValueError::new_err(text));
         }
     };
-    let (sender, receiver) = match capacity.map(|capacity| usize::try_from(capacity).ok().and_then(NonZeroUsize::new)) {
+    let (sender, receiver) = match capacity.map(|capacity| NonZeroUsize::new(capacity.get())) {
         None => microio::channel(),
         Some(Some(capacity)) => microio::bounded(capacity),
         Some(None) => return Err(PyValueError::new_err("capacity must be at least 1, or None for no bound")),

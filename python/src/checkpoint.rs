@@ -5,9 +5,10 @@ use pyo3::types::PyFloat;
 use pyo3::{PyTraverseError, PyVisit, intern};
 
 use crate::awaitable::{Awaitable, Operation, Step, cancel_timer};
-use crate::cancel::{CancelScope, number};
+use crate::cancel::CancelScope;
 use crate::entry::{cancelled_scope, check};
 use crate::event_loop::need_running_loop;
+use crate::number::Seconds;
 use crate::raw::call_method;
 use crate::wake::Parked;
 
@@ -48,9 +49,8 @@ impl Operation for Checkpoint {
 /// Waits for `delay` seconds and returns `result`; raises CancelledError in a cancelled scope, before and after.
 #[pyfunction]
 #[pyo3(signature = (delay, result=None))]
-pub(crate) fn sleep(delay: f64, result: Option<Py<PyAny>>) -> PyResult<Awaitable> {
-    let delay = number(Some(delay))?.unwrap_or_default();
-    Ok(Awaitable::new("sleep", Sleep { delay, result, parked: None, timer: None, passed: false }))
+pub(crate) fn sleep(delay: Seconds, result: Option<Py<PyAny>>) -> Awaitable {
+    Awaitable::new("sleep", Sleep { delay: delay.0, result, parked: None, timer: None, passed: false })
 }
 
 struct Sleep {

@@ -10,6 +10,7 @@ use pyo3::{PyTraverseError, PyVisit, intern};
 
 use crate::awaitable::{Awaitable, Primitive, Waiting};
 use crate::errors::{Raised, broken, closed, text};
+use crate::number::Seconds;
 use crate::once::Once;
 use crate::raw::{call, call_method};
 use crate::wake::{Born, Tasks, before, block, deferring, lock, no_arguments};
@@ -115,13 +116,13 @@ impl CloseScope {
 
     /// Closes it. True for the call that did; later ones change nothing and return False.
     #[pyo3(signature = (reason=None, exc=None))]
-    fn close(&self, reason: Option<Py<PyAny>>, exc: Option<Py<PyAny>>) -> bool {
-        self.end(reason, exc)
+    fn close(&self, reason: Option<Py<PyAny>>, exc: Option<Py<PyBaseException>>) -> bool {
+        self.end(reason, exc.map(Py::into_any))
     }
 
     /// Closes it with an exception; the reason is the exception's text unless given. True for the call that did.
     #[pyo3(signature = (exc, reason=None))]
-    fn fail(slf: &Bound<'_, Self>, exc: &Bound<'_, PyAny>, reason: Option<Py<PyAny>>) -> PyResult<bool> {
+    fn fail(slf: &Bound<'_, Self>, exc: &Bound<'_, PyBaseException>, reason: Option<Py<PyAny>>) -> PyResult<bool> {
         let py = slf.py();
         if slf.get().core.is_closed() {
             return Ok(false);
@@ -131,20 +132,19 @@ impl CloseScope {
             None => PyString::new(py, &text(exc)).into_any().unbind(),
         };
         if slf.is_exact_instance_of::<Self>() {
-            return Ok(slf.get().end(Some(reason), Some(exc.clone().unbind())));
+            return Ok(slf.get().end(Some(reason), Some(exc.clone().into_any().unbind())));
         }
         call_method(intern!(py, "close"), [slf, reason.bind(py), exc], None)?.is_truthy()
     }
 
     /// Blocks until it is over, for at most `timeout` seconds (None: for ever). Whether it is.
     #[pyo3(signature = (timeout=None))]
-    fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
-        let timeout = crate::wake::timeout(timeout)?;
+    fn wait(&self, py: Python<'_>, timeout: Option<Seconds>) -> PyResult<bool> {
         self.born.check(Self::WHAT)?;
         if self.core.is_closed() {
             return Ok(true);
         }
-        Ok(block(py, self.core.closed(), timeout)?.is_some())
+        Ok(block(py, self.core.closed(), timeout.and_then(Seconds::timeout))?.is_some())
     }
 
     /// Blocks until it or `other` is over, for at most `timeout` seconds (None: for ever). Whether one of them is.
@@ -311,13 +311,12 @@ impl WorkTracker {
 
     /// Blocks until there is no work, for at most `timeout` seconds (None: for ever). Whether there is none.
     #[pyo3(signature = (timeout=None))]
-    fn wait_idle(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
-        let timeout = crate::wake::timeout(timeout)?;
+    fn wait_idle(&self, py: Python<'_>, timeout: Option<Seconds>) -> PyResult<bool> {
         self.born.check(WorkTracker::WHAT)?;
         if !self.core.is_busy() {
             return Ok(true);
         }
-        Ok(block(py, self.core.idle(), timeout)?.is_some())
+        Ok(block(py, self.core.idle(), timeout.and_then(Seconds::timeout))?.is_some())
     }
 
     /// Waits until there is no work. Cancelling the wait leaves nothing behind.
@@ -394,12 +393,11 @@ impl Work {
     }
 
     #[pyo3(signature = (timeout=None))]
-    fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
-        let timeout = crate::wake::timeout(timeout)?;
+    fn wait(&self, py: Python<'_>, timeout: Option<Seconds>) -> PyResult<bool> {
         self.born.check(WorkTracker::WHAT)?;
         if self.core.is_busy() {
             return Ok(true);
         }
-        Ok(block(py, self.core.busy(), timeout)?.is_some())
+        Ok(block(py, self.core.busy(), timeout.and_then(Seconds::timeout))?.is_some())
     }
 }

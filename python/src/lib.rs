@@ -1,7 +1,8 @@
 //! The native part of the Python package: the core's primitives as classes, woken by asyncio.
 //!
 //! - `wake`: the asyncio host, and `event_loop`: what it asks of a loop; `awaitable`: what is awaited
-//! - `raw`: the only unsafe code; `once`: what is looked up once; `errors`: exceptions that are kept and raised later
+//! - `raw`: the only unsafe code; `once`: what is looked up once; `errors`: exceptions that are kept and raised later;
+//!   `number`: numbers as callers give them
 //! - `close`; `cancel` with `entry` (who is in which scope) and `checkpoint`; `channel` with `line` (who waits in it) and
 //!   `priority`; `registry` with `waiter`: a concept each
 //!
@@ -16,6 +17,7 @@ mod entry;
 mod errors;
 mod event_loop;
 mod line;
+mod number;
 mod once;
 mod priority;
 mod raw;
@@ -37,6 +39,8 @@ mod native {
     use crate::checkpoint::{checkpoint, checkpoint_if_cancelled, current_cancel_scope, sleep};
     #[pymodule_export]
     use crate::close::{CloseScope, WorkTracker};
+    #[pymodule_export]
+    use crate::number::seconds;
     #[pymodule_export]
     use crate::priority::PriorityReceiver;
     #[pymodule_export]

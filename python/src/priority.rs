@@ -23,6 +23,7 @@ use crate::awaitable::{Awaitable, Operation, Step};
 use crate::channel::{Channel, ObjectReceiveChannel};
 use crate::entry::check;
 use crate::line::{End, Ticket};
+use crate::number::{Count, expected};
 use crate::raw::call;
 use crate::wake::lock;
 
@@ -193,6 +194,16 @@ impl PriorityReceiver {
     }
 }
 
+/// Refuses what would fail for every item, and consume it.
+fn callable(py: Python<'_>, name: &str, function: Option<Py<PyAny>>) -> PyResult<Option<Py<PyAny>>> {
+    match function {
+        Some(function) if !function.bind(py).is_callable() => {
+            Err(expected(&format!("a function as {name}, or None,"), function.bind(py)))
+        }
+        function => Ok(function),
+    }
+}
+
 #[pymethods]
 impl PriorityReceiver {
     #[new]
@@ -202,13 +213,13 @@ impl PriorityReceiver {
         receive: &Bound<'_, ObjectReceiveChannel>,
         key: Option<Py<PyAny>>,
         gate: Option<Py<PyAny>>,
-    ) -> Self {
-        PriorityReceiver {
+    ) -> PyResult<Self> {
+        Ok(PriorityReceiver {
             channel: receive.get().channel.clone_ref(py),
-            key: Mutex::new(key),
-            gate: Mutex::new(gate),
+            key: Mutex::new(callable(py, "key", key)?),
+            gate: Mutex::new(callable(py, "gate", gate)?),
             heap: Mutex::default(),
-        }
+        })
     }
 
     /// Gives an item its priority, a real number; None: all are equal.
@@ -218,9 +229,11 @@ impl PriorityReceiver {
     }
 
     #[setter]
-    fn set_key(&self, key: Option<Py<PyAny>>) {
+    fn set_key(&self, py: Python<'_>, key: Option<Py<PyAny>>) -> PyResult<()> {
+        let key = callable(py, "key", key)?;
         let replaced = std::mem::replace(&mut *lock(&self.key), key);
         drop(replaced);
+        Ok(())
     }
 
     /// Sees each item, in the order of the sends, and keeps those for which it returns something true; None: all.
@@ -230,9 +243,11 @@ impl PriorityReceiver {
     }
 
     #[setter]
-    fn set_gate(&self, gate: Option<Py<PyAny>>) {
+    fn set_gate(&self, py: Python<'_>, gate: Option<Py<PyAny>>) -> PyResult<()> {
+        let gate = callable(py, "gate", gate)?;
         let replaced = std::mem::replace(&mut *lock(&self.gate), gate);
         drop(replaced);
+        Ok(())
     }
 
     /// Only items of a priority *above* it are received; None: all. To move it wakes who waits, from any thread.
@@ -270,9 +285,9 @@ impl PriorityReceiver {
 
     /// Takes what is there now, at most `max_items`, whatever the floor; the largest priority first.
     #[pyo3(signature = (max_items=None))]
-    fn drain_nowait<'py>(&self, py: Python<'py>, max_items: Option<isize>) -> PyResult<Bound<'py, PyList>> {
+    fn drain_nowait<'py>(&self, py: Python<'py>, max_items: Option<Count>) -> PyResult<Bound<'py, PyList>> {
         self.sort(py)?;
-        let max = max_items.map_or(usize::MAX, |max| max.max(0) as usize);
+        let max = max_items.map_or(usize::MAX, Count::get);
         let mut heap = lock(&self.heap);
         let count = max.min(heap.items.len());
         let items: Vec<_> = (0..count).filter_map(|_| heap.items.pop().map(|sorted| sorted.item)).collect();

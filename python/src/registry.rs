@@ -28,6 +28,7 @@ use pyo3::{PyTraverseError, PyVisit, intern};
 use crate::awaitable::{Awaitable, Keep, Waiting};
 use crate::channel::generic;
 use crate::errors::{Raised, broken, closed};
+use crate::number::Seconds;
 use crate::raw::{call, call_method, get_item};
 use crate::waiter::{Answer, Waiter, answered, not_negative, wait};
 use crate::wake::{Born, beside_exception, lock, no_arguments};
@@ -319,7 +320,7 @@ impl RequestRegistry {
         slf: &Bound<'_, Self>,
         key: Bound<'_, PyAny>,
         send: &Bound<'_, PyAny>,
-        timeout: Option<f64>,
+        timeout: Option<Seconds>,
     ) -> PyResult<Py<PyAny>> {
         let py = slf.py();
         let timeout = not_negative(timeout)?;

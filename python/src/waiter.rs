@@ -14,6 +14,7 @@ use pyo3::{PyTraverseError, PyVisit};
 use crate::awaitable::Primitive;
 use crate::channel::generic;
 use crate::errors::{Raised, named_error};
+use crate::number::Seconds;
 use crate::once::Once;
 use crate::wake::{Born, Tasks, block, lock};
 
@@ -157,11 +158,11 @@ fn empty(py: Python<'_>) -> PyErr {
     named_error(py, &TYPE, "queue", "Empty", None)
 }
 
-pub(crate) fn not_negative(timeout: Option<f64>) -> PyResult<Option<Duration>> {
-    if timeout.is_some_and(|timeout| timeout < 0.0) {
+pub(crate) fn not_negative(timeout: Option<Seconds>) -> PyResult<Option<Duration>> {
+    if timeout.is_some_and(|timeout| timeout.0 < 0.0) {
         return Err(PyValueError::new_err("'timeout' must be a non-negative number"));
     }
-    crate::wake::timeout(timeout)
+    Ok(timeout.and_then(Seconds::timeout))
 }
 
 #[pymethods]
@@ -179,7 +180,7 @@ impl Waiter {
         py: Python<'_>,
         item: &Bound<'_, PyAny>,
         block: bool,
-        timeout: Option<f64>,
+        timeout: Option<Seconds>,
     ) -> PyResult<()> {
         let timeout = if block { not_negative(timeout)? } else { Some(Duration::ZERO) };
         loop {
@@ -204,7 +205,7 @@ impl Waiter {
 
     /// Takes the object, and waits while there is none; queue.Empty if it stays so.
     #[pyo3(signature = (block=true, timeout=None))]
-    fn get(slf: Py<Self>, py: Python<'_>, block: bool, timeout: Option<f64>) -> PyResult<Py<PyAny>> {
+    fn get(slf: Py<Self>, py: Python<'_>, block: bool, timeout: Option<Seconds>) -> PyResult<Py<PyAny>> {
         let timeout = if block { not_negative(timeout)? } else { Some(Duration::ZERO) };
         match wait(py, &slf, timeout)? {
             Some(answer) => Ok(answer.into_object(py)),

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 
 use microio::WaitError;
 use microio::host::{Blocked, Park, block_on, block_on_with};
-use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
+use pyo3::exceptions::{PyRuntimeError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple, PyType};
 use pyo3::{PyTraverseError, PyVisit, intern};
@@ -400,17 +400,6 @@ impl Wake for Unlock {
 impl Unlock {
     fn release(&self, py: Python<'_>) {
         beside_exception(py, || self.lock.call_method0(py, intern!(py, "release")).map(drop));
-    }
-}
-
-/// A timeout in seconds. None waits for ever, and so does more than the clock can express.
-pub(crate) fn timeout(seconds: Option<f64>) -> PyResult<Option<Duration>> {
-    match seconds {
-        None => Ok(None),
-        Some(seconds) if seconds.is_nan() => {
-            Err(PyValueError::new_err("a timeout must be a number of seconds, not nan"))
-        }
-        Some(seconds) => Ok(Duration::try_from_secs_f64(seconds.max(0.0)).ok()),
     }
 }
 
