@@ -93,7 +93,7 @@ class ServiceThread(threading.Thread):
         try:
             super().start()
         except Exception as error:
-            if self.ident is None:  # there is no thread, and will be none: who waits must hear of it
+            if "scope" in self.__dict__ and self.ident is None:  # no thread, and none will be: who waits must hear of it
                 self.fail(error)
                 self.stopped.set()
             raise

@@ -268,3 +268,93 @@ def test_the_thread_that_forked_gets_the_signals_of_the_child():
         forker.start()
         forker.join()
     """)
+
+
+def test_every_other_wait_is_refused_in_the_child():
+    """Of mailboxes, actors, full channels, cancel scopes and services: what was made before the fork."""
+    run_script(
+        """
+        from microio import *
+
+        mailbox, ordered, actor, scope = Mailbox(), PriorityMailbox(), ActorCore(print), CancelScope()
+        full, _ = create_channel(capacity=1)
+        full.send_nowait(0)
+        registry = RequestRegistry()
+        new, loop = ServiceThread(target=print), LoopServiceThread()
+        running = ServiceThread(target=lambda it: it.scope.wait())
+        running.start()
+        loop.start()
+        loop.wait_started(10)
+
+        def story():
+            for wait in (
+                scope.wait,
+                lambda: scope.wait(0),
+                new.start,
+                *(service.wait_started for service in (new, running, loop)),
+                *(service.join_or_log for service in (new, running, loop)),
+                lambda: ServiceGroup(new).start(),
+                lambda: ServiceGroup(running).wait_started(),
+                lambda: ServiceGroup(running, loop).stop_join(),
+                lambda: loop.call_soon(print),
+                lambda: loop.call_sync(print),
+                lambda: loop.submit(sleep(1)),
+                lambda: registry.register(1),
+                lambda: registry.reply(1),
+            ):
+                assert refused(wait), wait
+            for wait in mailbox.get, ordered.get, lambda: anext(aiter(ordered)), actor.run, lambda: full.send(1):
+                async def main():
+                    await asyncio.wait_for(wait(), 5)
+
+                assert refused(lambda: asyncio.run(main())), wait
+
+        in_child(story)
+        running.stop()
+        loop.stop()
+        assert running.join_or_log(10) and loop.join_or_log(10)
+        """,
+        "-W",
+        "ignore::DeprecationWarning",  # from 3.12 on fork() warns when there are threads
+    )
+
+
+def test_telling_and_reading_work_in_the_child():
+    """They wait for nobody, and hang on nothing that a thread of the parent holds."""
+    run_script(
+        """
+        from microio import *
+
+        mailbox, ordered, actor, scopes = Mailbox(), PriorityMailbox(), ActorCore(print), ScopeGroup()
+        scope = CancelScope()
+        service, loop = ServiceThread(target=lambda it: (it.started(), it.scope.wait())), LoopServiceThread()
+        group = ServiceGroup(service, loop)
+        group.start().wait_started(10)
+
+        def story():
+            for box in mailbox, ordered, actor:
+                assert box.submit("item") == 1 and box.drain_nowait() == ["item"] and box.close() is True
+            assert scope.cancel("child") is True and scope.reason == "child" and scopes.cancel() is False
+            for thing in mailbox, ordered, actor, scope, scopes, service, loop, group:
+                assert repr(thing)
+            assert service.stop() is True and loop.stop() is True and service.scope.closed
+            group.stop()
+
+            async def main():
+                async with create_task_group() as tasks:
+                    tasks.start_soon(sleep, 0)
+                with scope:  # cancelled above, as in any process
+                    await checkpoint()
+                with move_on_after(0):
+                    await sleep(60)
+                return True
+
+            assert asyncio.run(main())
+
+        in_child(story)
+        assert not scope.cancelled and not service.scope.closed and mailbox.submit(1) == 1
+        assert group.stop_join(10)
+        """,
+        "-W",
+        "ignore::DeprecationWarning",  # from 3.12 on fork() warns when there are threads
+    )
