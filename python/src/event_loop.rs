@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 
-use pyo3::exceptions::PyRuntimeError;
+use pyo3::exceptions::{PyAttributeError, PyRuntimeError};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyFloat, PyTuple};
@@ -108,7 +108,11 @@ pub(crate) fn is_closed(loop_: &Bound<'_, PyAny>) -> PyResult<bool> {
     let py = loop_.py();
     match loop_.getattr_opt(intern!(py, "_closed"))? {
         Some(closed) => closed.is_truthy(),
-        None => call_method(intern!(py, "is_closed"), [loop_], None)?.is_truthy(),
+        None => match call_method(intern!(py, "is_closed"), [loop_], None) {
+            // It is being collected as garbage, and has lost its attributes.
+            Err(error) if error.is_instance_of::<PyAttributeError>(py) => Ok(true),
+            closed => closed?.is_truthy(),
+        },
     }
 }
 

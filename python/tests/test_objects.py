@@ -794,6 +794,24 @@ def test_tasks_that_the_runner_cancels_at_its_end_are_quiet(quiet):
     assert len(kept[2]) == 0
 
 
+def test_tasks_that_are_collected_with_their_loop_are_quiet(monkeypatch):
+    """One that leaves the line wakes the next one, by way of a loop that has lost its attributes."""
+    noise = []
+    monkeypatch.setattr(sys, "unraisablehook", noise.append)
+    for make in create_channel()[1].receive, Mailbox().get, PriorityMailbox().get:
+        loop = asyncio.new_event_loop()
+
+        async def begin():
+            for task in [await parked(make()) for _ in range(5)]:
+                task._log_destroy_pending = False  # they are meant to be left behind
+
+        loop.run_until_complete(begin())
+        loop.close()
+        del loop, make
+        gc.collect()
+    assert noise == []
+
+
 # what the collector sees of an object that is being made
 
 MAKERS = {
