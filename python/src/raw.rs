@@ -1,11 +1,17 @@
-//! What PyO3 cannot express, and the only unsafe code: the slots through which the interpreter steps an awaitable, a call that
-//! survives the end of the interpreter, and the count of references to an object.
+//! What PyO3 cannot express, and the only unsafe code: the slots through which the interpreter steps an awaitable, and those
+//! through which it frees our objects, a call that survives the end of the interpreter, and the count of references to an object.
 //!
 //! # The slots
 //!
 //! A `#[pymethods]` class gets a step through `__next__`, whose result travels in a StopIteration that PyO3 makes from a lazy
 //! error. CPython 3.11 steps through `am_send`, where the result travels by itself; 3.12 and later call `tp_iternext` from
 //! bytecode (there a StopIteration is made directly) and `am_send` for tasks.
+//!
+//! # The end of an object
+//!
+//! An object that is freed lets go of others, which are freed in the middle of that: a channel with an item that holds a channel
+//! with an item, and so on, would use up the stack. The interpreter's own containers put off what is nested too deep until the
+//! outermost is done; so do ours (`free_bounded`). Not with `abi3`, where the slot cannot be had.
 //!
 //! # The call
 //!
@@ -149,16 +155,97 @@ pub(crate) use fast::install;
 
 #[cfg(not(feature = "abi3"))]
 mod fast {
+    use std::cell::{Cell, RefCell};
     use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::OnceLock;
 
     use pyo3::exceptions::PyRuntimeError;
     use pyo3::ffi;
     use pyo3::prelude::*;
 
     use crate::awaitable::{Awaitable, Step, awaited, step};
+    use crate::cancel::CancelScope;
+    use crate::channel::{Channel, ObjectReceiveChannel, ObjectSendChannel};
+    use crate::close::{CloseScope, Track, WorkTracker};
+    use crate::entry::Entry;
+    use crate::priority::PriorityReceiver;
+    use crate::registry::{ReplyHandle, RequestRegistry};
+    use crate::waiter::Waiter;
+    use crate::wake::Parked;
 
-    /// Puts the slots into the type. Called once, before anybody has an instance.
+    /// How many objects of ours may be freed inside one another.
+    const DEEPEST: u32 = 32;
+
+    type Death = (*mut ffi::PyObject, ffi::destructor);
+
+    thread_local! {
+        static NESTED: Cell<u32> = const { Cell::new(0) };
+        static PUT_OFF: RefCell<Vec<Death>> = const { RefCell::new(Vec::new()) };
+    }
+
+    /// Frees an object, or puts that off.
+    ///
+    /// SAFETY: for the interpreter's call of the slot that held `free`: the GIL is held, and nobody refers to the object.
+    unsafe fn free_bounded(object: *mut ffi::PyObject, free: ffi::destructor) {
+        let nested = NESTED.get();
+        if nested == DEEPEST {
+            // SAFETY: as above. The collector must not find it; nobody else can, as a weak reference to an object of which the
+            // count is zero is dead.
+            unsafe { ffi::PyObject_GC_UnTrack(object.cast()) };
+            if PUT_OFF.try_with(|put_off| put_off.borrow_mut().push((object, free))).is_ok() {
+                return;
+            }
+        }
+        NESTED.set(nested + 1);
+        // SAFETY: as above.
+        unsafe { free(object) };
+        if nested == 0 {
+            let next = || PUT_OFF.try_with(|put_off| put_off.borrow_mut().pop()).ok().flatten();
+            while let Some((object, free)) = next() {
+                // SAFETY: as above, for who put it there: in this thread, under the GIL.
+                unsafe { free(object) };
+            }
+        }
+        NESTED.set(nested);
+    }
+
+    /// Bounds the nesting of the ends of a class's objects.
+    macro_rules! bounded {
+        ($py:ident, $($class:ty),*) => {$({
+            static FREE: OnceLock<ffi::destructor> = OnceLock::new();
+            /// SAFETY: called by the interpreter, as `tp_dealloc`.
+            unsafe extern "C" fn bounded(object: *mut ffi::PyObject) {
+                if let Some(free) = FREE.get() {
+                    // SAFETY: as above.
+                    unsafe { free_bounded(object, *free) };
+                }
+            }
+            let class = $py.get_type::<$class>().as_type_ptr();
+            // SAFETY: a heap type of ours, which lives as long as the process; the GIL is held.
+            unsafe {
+                if let Some(free) = (*class).tp_dealloc {
+                    if FREE.set(free).is_ok() {
+                        (*class).tp_dealloc = Some(bounded);
+                    }
+                }
+            }
+        })*};
+    }
+
+    /// Puts the slots into the types. Called once, before anybody has an instance.
     pub(crate) fn install(py: Python<'_>) {
+        bounded!(
+            py,
+            Awaitable,
+            CancelScope,
+            Channel,
+            CloseScope,
+            Entry,
+            ObjectReceiveChannel,
+            ObjectSendChannel,
+            Parked
+        );
+        bounded!(py, PriorityReceiver, ReplyHandle, RequestRegistry, Track, Waiter, WorkTracker);
         let class = py.get_type::<Awaitable>();
         let class = class.as_type_ptr();
         // SAFETY: the type is a heap type of ours (PyO3 makes it from a spec), so it is mutable here and its `tp_as_async`
