@@ -14,6 +14,8 @@ mod channel;
 mod close;
 mod debug;
 mod error;
+#[cfg(target_os = "linux")]
+mod faults;
 mod mailbox;
 #[cfg(feature = "tokio")]
 mod programs;
