@@ -210,6 +210,17 @@ enum Thread {
     Joined,
 }
 
+impl State {
+    /// How it ended; None while it runs. One that was never started has ended well.
+    fn outcome(&self) -> Option<Result<(), ServiceError>> {
+        match &self.phase {
+            Phase::Done(outcome) => Some(outcome.clone()),
+            Phase::New(_) => Some(Ok(())),
+            _ => None,
+        }
+    }
+}
+
 impl Waitable for Shared {
     type State = State;
     fn lock(&self) -> impl DerefMut<Target = State> {
@@ -364,37 +375,33 @@ impl Shared {
 
     /// The future of the end.
     pub(crate) fn done(self: &Arc<Self>) -> impl Future<Output = Result<(), ServiceError>> + Send + 'static + use<> {
-        wait_until(self.clone(), |state: &mut State| match &state.phase {
-            Phase::Done(outcome) => Some(outcome.clone()),
-            Phase::New(_) => Some(Ok(())),
-            _ => None,
-        })
+        wait_until(self.clone(), |state: &mut State| state.outcome())
     }
 
     /// How it ended; None while it runs.
     #[cfg(feature = "tokio")]
     pub(crate) fn outcome(&self) -> Option<Result<(), ServiceError>> {
-        match &self.lock().phase {
-            Phase::Done(outcome) => Some(outcome.clone()),
-            Phase::New(_) => Some(Ok(())),
-            _ => None,
-        }
+        self.lock().outcome()
     }
 
     fn join(self: &Arc<Self>, timeout: Option<Duration>) -> Result<(), ServiceError> {
         let deadline = Deadline::after(timeout);
-        let outcome = self.block_on(self.done(), timeout)?;
         loop {
-            // The thread has nothing left to do but to go: one joins it, the others wait for that one.
-            let last = wait_until(&**self, |state: &mut State| match state.thread {
-                Thread::Spawning | Thread::Joining => None,
-                Thread::None | Thread::Joined => Some(None),
-                Thread::Running(_) => match std::mem::replace(&mut state.thread, Thread::Joining) {
-                    Thread::Running(handle) => Some(Some(handle)),
-                    _ => unreachable!("just seen"),
-                },
+            // The thread has nothing left to do but to go: one joins it, the others wait for that one. The end and the thread are
+            // looked at in one step: the thread of a start that comes between has not ended.
+            let last = wait_until(&**self, |state: &mut State| {
+                let outcome = state.outcome()?;
+                match state.thread {
+                    Thread::Spawning | Thread::Joining => None,
+                    Thread::None | Thread::Joined => Some((outcome, None)),
+                    Thread::Running(_) => match std::mem::replace(&mut state.thread, Thread::Joining) {
+                        Thread::Running(handle) => Some((outcome, Some(handle))),
+                        _ => unreachable!("just seen"),
+                    },
+                }
             });
-            let Some(handle) = self.block_on(last, deadline.left())? else { return outcome };
+            let (outcome, handle) = self.block_on(last, deadline.left())?;
+            let Some(handle) = handle else { return outcome };
             let _outcome_is_set = handle.join();
             self.lock().thread = Thread::Joined;
             wake_all(&**self);

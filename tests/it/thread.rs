@@ -14,7 +14,7 @@ use microio::{
 };
 
 use crate::alone::without_threads;
-use crate::support::{Hand, LONG, OnDrop, ready, run_threads, within};
+use crate::support::{Abreast, Hand, LONG, OnDrop, ready, run_threads, within};
 
 const SOON: Duration = Duration::from_millis(30);
 
@@ -634,4 +634,30 @@ mod log {
             ["orphan failed: the flush failed, and nobody holds it", "orphan panicked: boom, and nobody holds it"]
         );
     }
+}
+
+/// A join that finds a service not started yet is over; it must not find the thread of a start that comes meanwhile, and wait
+/// for that one's end.
+#[test]
+fn a_join_that_races_the_start_keeps_to_its_time() {
+    const ROUNDS: usize = 300;
+    let services: Vec<_> = (0..ROUNDS).map(|_| ServiceThread::new("raced", obedient)).collect();
+    within(move || {
+        let abreast = Abreast::default();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for (round, service) in services.iter().enumerate() {
+                    abreast.round(1, round + 1);
+                    service.start().unwrap();
+                }
+            });
+            for (round, service) in services.iter().enumerate() {
+                abreast.round(0, round + 1);
+                while service.state() == ServiceState::New {
+                    let _new_or_running = service.join(Some(Duration::ZERO));
+                }
+                service.stop("done".into());
+            }
+        });
+    });
 }
