@@ -196,10 +196,14 @@ fn receive(worker: &mut Worker, end: &mut End, tally: &Tally) {
             4 => {
                 worker.at("recv under a cancelled scope");
                 let scope = microio::CancelScope::new();
-                if worker.rng.bool() {
-                    scope.cancel("stress");
-                }
-                if let Polled::Ready(Ok(Ok(token))) = worker.polls(Fate::Lost, Fate::Lost, scope.run(end.rx.recv())) {
+                let cancels = worker.rng.bool();
+                let recv = scope.run(async {
+                    if cancels {
+                        scope.cancel("stress"); // what is ready in this very poll is still received
+                    }
+                    end.rx.recv().await
+                });
+                if let Polled::Ready(Ok(Ok(token))) = worker.polls(Fate::Lost, Fate::Lost, recv) {
                     got.push(token);
                 }
             }
@@ -273,5 +277,5 @@ fn stand_still(worker: &mut Worker, sender: &Sender<Token>, seat: &Mutex<Option<
             None => tally.cut.one(),
         }
     }
-    worker.meet(); // the receiver is back in its seat
+    worker.meet_empty_handed(); // and the receiver is back in its seat
 }

@@ -196,6 +196,14 @@ impl<'a> Worker<'a> {
         self.barrier.wait();
     }
 
+    /// As `meet`, with no future left anywhere: nobody may hold a waker.
+    pub(crate) fn meet_empty_handed(&self) {
+        self.meet();
+        let kept = self.hands.iter().map(|hand| hand.wakers(1)).sum::<usize>();
+        self.books().equal("wakers held without a future, none", kept as u64, 0);
+        self.meet();
+    }
+
     /// While this is held, no other thread has it. After `meet`, and before the next one, that is: all others stand still.
     pub(crate) fn alone(&self) -> MutexGuard<'a, ()> {
         self.turn.lock().unwrap_or_else(PoisonError::into_inner)

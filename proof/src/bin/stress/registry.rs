@@ -5,6 +5,7 @@
 //!   back.
 //! - Who got `Failed` is who was failed; who got `Closed` was there at the one close that counted, or came later. Only waiters
 //!   that were dropped half-way may not know.
+//! - A reply goes to the request that it was for.
 //! - No key is left, and no waiter sleeps on an outcome.
 
 use std::cell::Cell;
@@ -116,10 +117,14 @@ pub(crate) fn round(round: &Round) {
         }
         // One waits, all others stand still; then somebody closes, and it has been woken.
         worker.at("a waiter, left waiting");
-        let mut parked = pool.waiter().and_then(|waiter| worker.park(waiter, |ready| outcome(ready, &tally)));
+        let waiter = pool.waiter();
+        let key = waiter.as_ref().map_or(0, |waiter| waiter.key().number);
+        let mut ready = None;
+        let mut parked = waiter.and_then(|waiter| worker.park(waiter, |first| ready = Some(first)));
+        ready.into_iter().for_each(|ready| outcome(ready, key, worker, &tally));
         worker.meet();
         let alone = worker.alone();
-        worker.audit(&mut parked, "a request", |ready| outcome(ready, &tally));
+        worker.audit(&mut parked, "a request", |ready| outcome(ready, key, worker, &tally));
         drop(alone);
         worker.meet();
         match worker.me {
@@ -129,7 +134,7 @@ pub(crate) fn round(round: &Round) {
         }
         worker.meet();
         let _alone = worker.alone();
-        worker.audit(&mut parked, "a request, after the close", |ready| outcome(ready, &tally));
+        worker.audit(&mut parked, "a request, after the close", |ready| outcome(ready, key, worker, &tally));
         worker.books().hold(parked.is_none(), || "a waiter still waits after the close".into());
     });
 
@@ -187,9 +192,10 @@ fn refused(error: RequestError, worker: &Worker, tally: &Tally) {
     }
 }
 
-fn outcome(outcome: Result<Token, RequestError>, tally: &Tally) {
+fn outcome(outcome: Result<Token, RequestError>, key: u16, worker: &Worker, tally: &Tally) {
     match outcome {
         Ok(token) => {
+            worker.books().equal("the reply's key, the request's", token.number, key.into());
             tally.ok.one();
             token.end(Fate::Received);
         }
@@ -203,6 +209,7 @@ fn outcome(outcome: Result<Token, RequestError>, tally: &Tally) {
 
 fn ask(worker: &mut Worker, registry: &Registry, pool: &Pool, tally: &Tally) {
     let key = key(worker);
+    let number = key.number;
     match worker.rng.u8(..5) {
         0 => {
             worker.at("register");
@@ -232,7 +239,7 @@ fn ask(worker: &mut Worker, registry: &Registry, pool: &Pool, tally: &Tally) {
             let fate = worker.rng.u8(..12);
             let sent = Cell::new(false);
             let asked = worker.polls(Fate::Unlooked, Fate::Unlooked, registry.request(key, |_| send(&sent, fate)));
-            asked_by_hand(asked, sent.get(), fate, worker, tally);
+            asked_by_hand(asked, sent.get(), fate, number, worker, tally);
         }
         3 => {
             worker.at("ask, polled by hand");
@@ -247,7 +254,7 @@ fn ask(worker: &mut Worker, registry: &Registry, pool: &Pool, tally: &Tally) {
                 send(&sent, fate)
             });
             let asked = worker.polls(Fate::Unlooked, Fate::Unlooked, asked);
-            asked_by_hand(asked, sent.get(), fate, worker, tally);
+            asked_by_hand(asked, sent.get(), fate, number, worker, tally);
         }
         _ => {
             worker.at("ask_blocking");
@@ -260,8 +267,8 @@ fn ask(worker: &mut Worker, registry: &Registry, pool: &Pool, tally: &Tally) {
                 registry.ask_blocking(key, send_it, Some(time))
             });
             match asked {
-                Some(asked) => asked_by_hand(Polled::Ready(asked), sent.get(), 2, worker, tally),
-                None => asked_by_hand(Polled::Panicked, sent.get(), 2, worker, tally),
+                Some(asked) => asked_by_hand(Polled::Ready(asked), sent.get(), 2, number, worker, tally),
+                None => asked_by_hand(Polled::Panicked, sent.get(), 2, number, worker, tally),
             }
         }
     }
@@ -278,19 +285,31 @@ fn send(sent: &Cell<bool>, fate: u8) -> Result<(), Failure> {
     Ok(())
 }
 
-fn asked_by_hand(asked: Polled<Result<Token, RequestError>>, sent: bool, fate: u8, worker: &Worker, tally: &Tally) {
+fn asked_by_hand(
+    asked: Polled<Result<Token, RequestError>>,
+    sent: bool,
+    fate: u8,
+    number: u16,
+    worker: &Worker,
+    tally: &Tally,
+) {
     tally.registered.add(usize::from(sent));
     match asked {
         // Its own error, or its own panic; the waiter goes.
         Polled::Ready(Err(RequestError::Failed(_))) if fate == 0 => tally.dropped.one(),
         Polled::Ready(Err(error)) if !sent => refused(error, worker, tally),
-        Polled::Ready(ready) => outcome(ready, tally),
+        Polled::Ready(ready) => outcome(ready, number, worker, tally),
         Polled::Cut | Polled::Panicked => tally.dropped.add(usize::from(sent)),
     }
 }
 
 fn answer(worker: &mut Worker, registry: &Registry, pool: &Pool, tally: &Tally) {
-    let token = |worker: &mut Worker| worker.token();
+    // The reply says to which key.
+    let token = |worker: &mut Worker, key: &Key| {
+        let mut token = worker.token();
+        token.number = key.number.into();
+        token
+    };
     let given = |resolved: Option<Result<(), Token>>| match resolved {
         Some(Ok(())) => tally.resolved.one(),
         Some(Err(token)) => {
@@ -302,7 +321,8 @@ fn answer(worker: &mut Worker, registry: &Registry, pool: &Pool, tally: &Tally) 
     match worker.rng.u8(..6) {
         0 | 1 => {
             worker.at("resolve");
-            let (key, token) = (key(worker), token(worker));
+            let key = key(worker);
+            let token = token(worker, &key);
             given(expecting(Fate::Lost, || registry.resolve(&key, token)));
         }
         2 => {
@@ -312,11 +332,9 @@ fn answer(worker: &mut Worker, registry: &Registry, pool: &Pool, tally: &Tally) 
         }
         3 | 4 => {
             worker.at("resolve by handle");
-            let token = token(worker);
-            match pool.handle() {
-                Some(handle) => given(expecting(Fate::Lost, || handle.resolve(token))),
-                None => given(Some(Err(token))),
-            }
+            let Some(handle) = pool.handle() else { return };
+            let token = token(worker, handle.key());
+            given(expecting(Fate::Lost, || handle.resolve(token)));
         }
         _ => {
             worker.at("fail or drop a handle");
@@ -333,11 +351,12 @@ fn answer(worker: &mut Worker, registry: &Registry, pool: &Pool, tally: &Tally) 
 
 fn wait(worker: &mut Worker, pool: &Pool, tally: &Tally) {
     let Some(mut waiter) = pool.waiter() else { return };
+    let number = waiter.key().number;
     match worker.rng.u8(..3) {
         0 => {
             worker.at("a waiter, polled by hand");
             match worker.polls(Fate::Lost, Fate::Lost, &mut waiter) {
-                Polled::Ready(ready) => outcome(ready, tally),
+                Polled::Ready(ready) => outcome(ready, number, worker, tally),
                 // Its waker stays in the slot: the next one to poll it replaces it, or the end takes it out.
                 _ => pool.waiters.lock().unwrap().push(waiter),
             }
@@ -346,7 +365,7 @@ fn wait(worker: &mut Worker, pool: &Pool, tally: &Tally) {
             worker.at("wait_blocking");
             let time = worker.moment();
             match expecting(Fate::Unlooked, || waiter.wait_blocking(Some(time))) {
-                Some(ready) => outcome(ready, tally),
+                Some(ready) => outcome(ready, number, worker, tally),
                 None => tally.timed_out.one(), // what came too late was a bomb
             }
         }

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::panic;
 use std::process;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -23,6 +23,8 @@ pub(crate) const MOST_THREADS: usize = 64;
 static PLACE: Mutex<Option<Place>> = Mutex::new(None);
 static DOING: [Mutex<&str>; MOST_THREADS] = [const { Mutex::new("") }; MOST_THREADS];
 static OPERATIONS: AtomicU64 = AtomicU64::new(0);
+/// What is allocated more than at the baseline.
+static BYTES: AtomicI64 = AtomicI64::new(0);
 static ROUNDS: AtomicU64 = AtomicU64::new(0);
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
@@ -38,6 +40,10 @@ pub(crate) fn operations() -> u64 {
 
 pub(crate) fn interrupted() -> bool {
     INTERRUPTED.load(Relaxed)
+}
+
+pub(crate) fn bytes(more: i64) {
+    BYTES.store(more, Relaxed);
 }
 
 /// A round begins.
@@ -97,7 +103,8 @@ pub(crate) fn begin(patience: Duration) {
                 fail(&what);
             }
             let (seconds, rounds, operations) = (begin.elapsed().as_secs(), ROUNDS.load(Relaxed), operations());
-            eprintln!("stress: {seconds} s, {rounds} rounds, {operations} operations");
+            let more = BYTES.load(Relaxed);
+            eprintln!("stress: {seconds} s, {rounds} rounds, {operations} operations, {more:+} bytes");
         }
     };
     let thread = thread::Builder::new().name("watch".into()).spawn(move || runtime.block_on(watch));
