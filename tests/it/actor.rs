@@ -10,7 +10,7 @@ use std::thread;
 
 use microio::{ActorCore, CloseScope, Failure, Mailbox, Panic, PriorityMailbox, Release, Stopped};
 
-use crate::support::{Hand, poll_once, ready};
+use crate::support::{Hand, poll_once, ready, scaled};
 
 fn actor<T>(items: impl IntoIterator<Item = T>) -> ActorCore<Mailbox<T>> {
     let actor = ActorCore::new(Mailbox::new());
@@ -405,7 +405,8 @@ fn a_failed_mailbox_stops_a_concurrent_actor_after_what_is_queued() {
 
 #[test]
 fn a_thousand_handlers_are_in_flight_together_and_polled_only_when_woken() {
-    let (mut actor, hand, stage) = (actor(0..1_000), Hand::new(), Stage::new(1_000));
+    let count = scaled(1_000);
+    let (mut actor, hand, stage) = (actor(0..count), Hand::new(), Stage::new(count));
     actor.close();
     let polls = Rc::new(Cell::new(0));
     let mut handler = stage.handler();
@@ -419,13 +420,13 @@ fn a_thousand_handlers_are_in_flight_together_and_polled_only_when_woken() {
         })
     }));
     assert!(hand.poll(&mut run).is_pending());
-    assert_eq!((stage.started(), polls.get()), (1_000, 1_000), "each was polled once");
-    stage.gates[500].close("done");
+    assert_eq!((stage.started(), polls.get()), (count, count), "each was polled once");
+    stage.gates[count / 2].close("done");
     assert!(hand.poll(&mut run).is_pending());
-    assert_eq!(polls.get(), 1_001, "and only the one that was woken again");
+    assert_eq!(polls.get(), count + 1, "and only the one that was woken again");
     stage.gates.iter().for_each(|gate| _ = gate.close("done"));
     assert!(matches!(hand.poll(&mut run), Poll::Ready(Ok(()))));
-    assert_eq!(polls.get(), 2_000);
+    assert_eq!(polls.get(), 2 * count);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::thread;
 
 use microio::{CancelScope, Cancelled, Failure, checkpoint, checkpoint_if_cancelled, current_cancel_scope, shield};
 
-use crate::support::{Abreast, Hand, meddler, poll_once, poll_with, ready};
+use crate::support::{Abreast, Hand, meddler, poll_once, poll_with, ready, scaled};
 
 /// A body that is never done, and counts how often it is polled.
 fn counted(polls: &Cell<usize>) -> impl Future<Output = ()> {
@@ -163,7 +163,7 @@ fn a_body_that_is_woken_again_and_again_stops_at_its_next_pending() {
 /// Each round, one poll and one cancel at the same moment: the poll sees the cancel, or the cancel wakes.
 #[test]
 fn a_cancel_that_races_the_registration_is_never_lost() {
-    let scopes: Vec<_> = (0..100_000).map(|_| CancelScope::new()).collect();
+    let scopes: Vec<_> = (0..scaled(100_000)).map(|_| CancelScope::new()).collect();
     let mut runs: Vec<_> =
         scopes.iter().map(|scope| (Hand::new(), Box::pin(scope.run(pending::<()>())), false)).collect();
     let abreast = Abreast::default();
@@ -578,7 +578,7 @@ fn a_busy_loop_of_checkpoints_lets_other_tasks_run() {
         let other = Arc::new(AtomicUsize::new(0));
         let seen = other.clone();
         let task = tokio::spawn(async move { seen.store(1, Ordering::SeqCst) });
-        for _ in 0..10_000 {
+        for _ in 0..1_000 {
             checkpoint().await;
         }
         assert_eq!(other.load(Ordering::SeqCst), 1);

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use microio::{CancelScope, Cancelled, Reason, ScopeGroup, WaitError};
 
-use crate::support::{Abreast, Hand, meddler, poll_with, ready};
+use crate::support::{Abreast, Hand, meddler, poll_with, ready, scaled};
 
 fn text(scope: &CancelScope) -> String {
     scope.reason().expect("cancelled").to_string()
@@ -104,7 +104,7 @@ fn slots_of_children_that_are_gone_are_used_again() {
 #[test]
 fn a_blocking_wait_ends_with_a_cancel_from_another_thread() {
     for timeout in [None, Some(Duration::MAX)] {
-        for _ in 0..100 {
+        for _ in 0..scaled(100) {
             let (scope, barrier) = (CancelScope::new(), Barrier::new(2));
             let child = scope.child();
             thread::scope(|threads| {
@@ -121,7 +121,7 @@ fn a_blocking_wait_ends_with_a_cancel_from_another_thread() {
 
 #[test]
 fn of_many_cancels_exactly_one_wins() {
-    for _ in 0..200 {
+    for _ in 0..scaled(200) {
         let (scope, barrier) = (CancelScope::new(), Barrier::new(3));
         let wins = thread::scope(|threads| {
             let cancellers: Vec<_> = (0..3)
@@ -144,7 +144,7 @@ fn of_many_cancels_exactly_one_wins() {
 /// Whoever wins a node answers for its whole subtree, also for what the other one has marked and not walked yet.
 #[test]
 fn when_a_winning_cancel_returns_every_descendant_reads_cancelled() {
-    for _ in 0..1_000 {
+    for _ in 0..scaled(1_000) {
         let barrier = Barrier::new(2);
         let root = CancelScope::new();
         let middle = root.child();
@@ -163,7 +163,7 @@ fn when_a_winning_cancel_returns_every_descendant_reads_cancelled() {
 
 #[test]
 fn children_made_while_the_parent_is_cancelled_are_all_cancelled() {
-    for _ in 0..300 {
+    for _ in 0..scaled(300) {
         let (root, barrier) = (CancelScope::new(), Barrier::new(2));
         thread::scope(|threads| {
             let made = threads.spawn(|| {
@@ -179,7 +179,7 @@ fn children_made_while_the_parent_is_cancelled_are_all_cancelled() {
 
 #[test]
 fn children_dropped_while_the_parent_is_cancelled_do_no_harm() {
-    for _ in 0..300 {
+    for _ in 0..scaled(300) {
         let (root, barrier) = (CancelScope::new(), Barrier::new(2));
         let going: Vec<_> = (0..50).map(|_| root.child().child()).collect();
         let staying = root.child();
@@ -200,7 +200,7 @@ fn children_dropped_while_the_parent_is_cancelled_do_no_harm() {
 fn a_chain_of_a_million_scopes_is_cancelled_and_dropped() {
     let root = CancelScope::new();
     let mut deepest = root.clone();
-    for _ in 0..1_000_000 {
+    for _ in 0..scaled(1_000_000) {
         deepest = deepest.child();
     }
     assert!(root.cancel("deep"));
@@ -208,7 +208,7 @@ fn a_chain_of_a_million_scopes_is_cancelled_and_dropped() {
     drop(deepest);
 
     let mut live = CancelScope::new();
-    for _ in 0..1_000_000 {
+    for _ in 0..scaled(1_000_000) {
         live = live.child();
     }
     drop(live); // from the inside out, never cancelled
@@ -217,7 +217,7 @@ fn a_chain_of_a_million_scopes_is_cancelled_and_dropped() {
 #[test]
 fn a_hundred_thousand_children_are_cancelled_at_once() {
     let root = CancelScope::new();
-    let children: Vec<_> = (0..100_000).map(|_| root.child()).collect();
+    let children: Vec<_> = (0..scaled(100_000)).map(|_| root.child()).collect();
     assert!(root.cancel("wide"));
     assert!(children.iter().all(CancelScope::is_cancelled));
 }
@@ -318,7 +318,7 @@ fn clearing_what_is_not_latched_changes_nothing() {
 fn two_hundred_interrupts_hit_what_runs_or_nothing() {
     let mut rng = fastrand::Rng::with_seed(200);
     let (cells, mut running, mut interrupts) = (ScopeGroup::new(), Vec::new(), 0);
-    while interrupts < 200 {
+    while (interrupts as usize) < scaled(200) {
         match rng.u8(..3) {
             0 => running.push((cells.scope(), None)),
             1 if !running.is_empty() => drop(running.swap_remove(rng.usize(..running.len()))),
@@ -340,7 +340,7 @@ fn two_hundred_interrupts_hit_what_runs_or_nothing() {
 /// Each round, one that enters beside one that cancels: whoever is hit is counted.
 #[test]
 fn a_scope_entered_beside_a_cancel_is_hit_and_counted_or_neither() {
-    let groups: Vec<_> = (0..50_000).map(|_| ScopeGroup::new()).collect();
+    let groups: Vec<_> = (0..scaled(50_000)).map(|_| ScopeGroup::new()).collect();
     let abreast = Abreast::default();
     let (counted, scopes) = thread::scope(|threads| {
         let counted = threads.spawn(|| {
@@ -375,7 +375,7 @@ fn interrupts_from_another_thread_are_counted_and_do_not_stick() {
             }
             seen
         });
-        let counted: usize = (0..1_000).map(|_| cells.cancel("now")).sum();
+        let counted: usize = (0..scaled(1_000)).map(|_| cells.cancel("now")).sum();
         done.store(true, Ordering::SeqCst);
         assert!(runner.join().unwrap() <= counted);
     });

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use microio::{CancelScope, CloseError, CloseScope, Failure, Reason, WaitError, WorkTracker};
 
-use crate::support::{Hand, meddler, poll_with, ready};
+use crate::support::{Hand, meddler, poll_with, ready, scaled};
 
 const ZERO: Option<Duration> = Some(Duration::ZERO);
 const TINY: Option<Duration> = Some(Duration::from_micros(50));
@@ -75,7 +75,7 @@ fn every_waiter_present_and_future_gets_the_same_cause() {
 
 #[test]
 fn of_many_closers_exactly_one_wins_and_all_see_its_reason() {
-    for _ in 0..200 {
+    for _ in 0..scaled(200) {
         let (scope, barrier) = (CloseScope::new(), Barrier::new(4));
         let wins: Vec<_> = thread::scope(|threads| {
             let closers = (0..4).map(|n| {
@@ -104,7 +104,7 @@ fn a_blocking_wait_ends_by_its_timeout() {
 #[test]
 fn a_blocking_wait_for_ever_or_longer_than_the_clock_can_tell_ends_with_the_close() {
     for timeout in [None, Some(Duration::MAX)] {
-        for _ in 0..200 {
+        for _ in 0..scaled(200) {
             let (scope, barrier) = (CloseScope::new(), Barrier::new(2));
             thread::scope(|threads| {
                 threads.spawn(|| {
@@ -144,12 +144,12 @@ fn a_wait_that_moves_to_another_waker_lets_the_old_one_go() {
 #[test]
 fn ten_thousand_waiters_are_woken_once_each_and_left_without_a_waker() {
     let scope = CloseScope::new();
-    let hands: Vec<_> = (0..10_000).map(|_| Hand::new()).collect();
+    let hands: Vec<_> = (0..scaled(10_000)).map(|_| Hand::new()).collect();
     let mut waits: Vec<_> = hands.iter().map(|_| Box::pin(scope.closed())).collect();
     for (hand, wait) in hands.iter().zip(&mut waits) {
         assert!(hand.poll(wait).is_pending());
     }
-    for gone in (0..10_000).step_by(3) {
+    for gone in (0..hands.len()).step_by(3) {
         waits[gone] = Box::pin(scope.closed()); // drops the old one in the middle of the list
     }
     scope.close("all");
@@ -226,7 +226,7 @@ fn many_links_of_short_lived_scopes_do_not_disturb_the_living() {
     let service = CloseScope::new();
     let living: Vec<_> = (0..100)
         .map(|_| {
-            (0..1_000).for_each(|_| service.link(&CancelScope::new()));
+            (0..scaled(1_000)).for_each(|_| service.link(&CancelScope::new()));
             let scope = CancelScope::new();
             service.link(&scope);
             scope
@@ -238,7 +238,7 @@ fn many_links_of_short_lived_scopes_do_not_disturb_the_living() {
 
 #[test]
 fn linking_that_races_the_close_always_cancels() {
-    for _ in 0..300 {
+    for _ in 0..scaled(300) {
         let (service, barrier) = (CloseScope::new(), Barrier::new(2));
         let linked = thread::scope(|threads| {
             threads.spawn(|| {
@@ -311,7 +311,7 @@ fn an_idle_wait_that_is_dropped_leaves_no_waker() {
 
 #[test]
 fn work_that_ends_on_other_threads_ends_the_blocking_wait() {
-    for _ in 0..100 {
+    for _ in 0..scaled(100) {
         let (tracker, barrier) = (WorkTracker::new(), Barrier::new(5));
         thread::scope(|threads| {
             for _ in 0..4 {

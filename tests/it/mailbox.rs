@@ -11,7 +11,7 @@ use std::thread;
 
 use microio::{Failure, Floor, Mailbox, PriorityMailbox, RecvError};
 
-use crate::support::{Hand, meddler, poll_once, poll_with, ready};
+use crate::support::{Hand, meddler, poll_once, poll_with, ready, scaled};
 
 /// A mailbox of `(priority, number)`.
 fn by_priority() -> PriorityMailbox<(u8, usize), u8> {
@@ -180,7 +180,7 @@ fn moving_the_floor_wakes_a_parked_receiver_without_a_send() {
 
 #[test]
 fn moving_the_floor_from_another_thread_wakes_a_blocked_receiver() {
-    for _ in 0..100 {
+    for _ in 0..scaled(100) {
         let (mut mailbox, barrier) = (by_priority(), Barrier::new(2));
         let floor = mailbox.floor();
         floor.set(Some(5));
@@ -353,8 +353,8 @@ fn a_waker_that_uses_its_own_mailbox_does_not_deadlock() {
 /// Random sends, receives, drains and floors against a sorted vector.
 #[test]
 fn it_behaves_like_a_sorted_vector_under_random_use() {
-    for seed in 0..200 {
-        let mut rng = fastrand::Rng::with_seed(seed);
+    for seed in 0..scaled(200) {
+        let mut rng = fastrand::Rng::with_seed(seed as u64);
         let mut mailbox = by_priority().with_gate(|item| item.1 % 5 != 4);
         let mut model: Vec<(u8, usize)> = Vec::new(); // the most urgent first
         let mut arriving = Vec::new(); // sent, and not seen by the gate yet

@@ -15,7 +15,7 @@ use std::time::Duration;
 use microio::host::LoopMark;
 use microio::{CloseScope, Failure, ReplyHandle, RequestError, RequestRegistry, Waiter, channel};
 
-use crate::support::{Hand, meddler, poll_once, poll_with, ready};
+use crate::support::{Hand, meddler, poll_once, poll_with, ready, scaled};
 
 type Requests = RequestRegistry<u32, &'static str>;
 
@@ -336,11 +336,11 @@ fn failing_all_ends_each_with_one_cause_and_the_registry_stays_usable() {
 
 #[test]
 fn failing_all_wakes_a_hundred_thousand_waiters_once_each() {
-    let (requests, hand) = (RequestRegistry::<u32, ()>::new(), Hand::new());
-    let mut waiters: Vec<_> = (0..100_000).map(|n| requests.register(n).unwrap()).collect();
+    let (requests, hand, count) = (RequestRegistry::<usize, ()>::new(), Hand::new(), scaled(100_000));
+    let mut waiters: Vec<_> = (0..count).map(|n| requests.register(n).unwrap()).collect();
     assert!(waiters.iter_mut().all(|waiter| hand.poll(waiter).is_pending()));
-    assert_eq!(requests.fail_all(Failure::msg("reset")), 100_000);
-    assert_eq!((hand.wakes(), hand.wakers(), requests.len()), (100_000, 0, 0));
+    assert_eq!(requests.fail_all(Failure::msg("reset")), count);
+    assert_eq!((hand.wakes(), hand.wakers(), requests.len()), (count, 0, 0));
     assert!(waiters.iter_mut().all(|waiter| hand.poll(waiter).is_ready()));
 }
 
@@ -399,7 +399,7 @@ fn what_was_answered_before_the_close_is_still_received() {
 
 #[test]
 fn registering_that_races_the_close_is_refused_or_swept_away() {
-    for _ in 0..100 {
+    for _ in 0..scaled(100) {
         let (requests, barrier) = (RequestRegistry::<u32, ()>::new(), Barrier::new(2));
         thread::scope(|threads| {
             let registered = threads.spawn(|| {
@@ -526,7 +526,7 @@ fn a_request_dropped_or_timed_out_leaves_no_entry() {
 #[test]
 fn a_hundred_thousand_impatient_requests_leave_nothing() {
     let requests = RequestRegistry::<u32, ()>::new();
-    for n in 0..100_000 {
+    for n in 0..scaled(100_000) as u32 {
         let waiter = requests.register(n).unwrap();
         match n % 3 {
             0 => drop(waiter),
@@ -597,11 +597,11 @@ fn a_thread_blocked_on_a_request_is_woken_by_its_answer() {
 /// Several ways to end a request race; one wins, and the waiter gets that one or has gone.
 #[test]
 fn resolve_racing_fail_racing_timeout_racing_drop_has_exactly_one_outcome() {
-    const BATCHES: u32 = 100;
-    const BATCH: u32 = 200;
-    let (requests, barrier) = (RequestRegistry::<u32, Arc<()>>::new(), Barrier::new(3));
+    const BATCHES: usize = scaled(100);
+    const BATCH: usize = scaled(200);
+    let (requests, barrier) = (RequestRegistry::<usize, Arc<()>>::new(), Barrier::new(3));
     let value = Arc::new(());
-    let answer = |act: &dyn Fn(u32) -> bool| -> Vec<bool> {
+    let answer = |act: &dyn Fn(usize) -> bool| -> Vec<bool> {
         let batches = (0..BATCHES).flat_map(|batch| {
             barrier.wait(); // the batch is registered
             let won = (batch * BATCH..(batch + 1) * BATCH).map(act).collect::<Vec<_>>();
@@ -644,8 +644,8 @@ fn resolve_racing_fail_racing_timeout_racing_drop_has_exactly_one_outcome() {
 /// Random use against a map; what is pending in the model is pending in the registry, and nothing else.
 #[test]
 fn it_behaves_like_a_map_under_random_use() {
-    for seed in 0..200 {
-        let mut rng = fastrand::Rng::with_seed(seed);
+    for seed in 0..scaled(200) {
+        let mut rng = fastrand::Rng::with_seed(seed as u64);
         let requests = RequestRegistry::<u8, usize>::new();
         let mut pending = HashMap::new(); // key -> the step it was registered in
         let mut waiters = Vec::new(); // (key, step, waiter)

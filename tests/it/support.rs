@@ -6,6 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
+/// How often a test does what it does, or to how many: a number in thousands under Miri is its square root, because Miri runs
+/// a hundred times slower. Counts up to about a hundred, and whatever has to exceed a limit of the library, stand as they are.
+pub(crate) const fn scaled(n: usize) -> usize {
+    if cfg!(miri) { n.isqrt() } else { n }
+}
+
 /// A waker that counts its wakes. Each clone of the waker holds the counter: [`Hand::wakers`] tells how many are alive.
 #[derive(Default)]
 pub(crate) struct Counter(AtomicUsize);
@@ -87,7 +93,7 @@ impl Abreast {
     pub(crate) fn round(&self, me: usize, round: usize) {
         self.0[me].store(round, Ordering::SeqCst);
         let behind = || self.0[1 - me].load(Ordering::SeqCst) < round;
-        (0..300).take_while(|_| behind()).for_each(|_| std::hint::spin_loop());
+        (0..scaled(300)).take_while(|_| behind()).for_each(|_| std::hint::spin_loop());
     }
 }
 
@@ -96,8 +102,8 @@ pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
     tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap().block_on(future)
 }
 
-/// How long a test of real threads waits for what must come: reached only by a hang.
-pub(crate) const LONG: std::time::Duration = std::time::Duration::from_secs(10);
+/// How long a test of real threads waits for what must come: reached only by a hang. Miri's clock counts its steps.
+pub(crate) const LONG: std::time::Duration = std::time::Duration::from_secs(if cfg!(miri) { 1000 } else { 10 });
 
 /// As [`block_on`]; what hangs fails. For tests without other threads: with them the paused clock would run ahead.
 #[cfg(feature = "tokio")]

@@ -14,7 +14,7 @@ use microio::{
 };
 
 use crate::alone::without_threads;
-use crate::support::{Abreast, Hand, LONG, OnDrop, ready, run_threads, within};
+use crate::support::{Abreast, Hand, LONG, OnDrop, ready, run_threads, scaled, within};
 
 const SOON: Duration = Duration::from_millis(30);
 
@@ -143,7 +143,7 @@ fn a_body_that_returns_without_started_is_exited_before_ready() {
 /// The original can report success in a race.
 #[test]
 fn a_failure_before_ready_is_never_seen_as_success() {
-    for round in 0..300 {
+    for round in 0..scaled(300) {
         let service =
             ServiceThread::new("racer", move |_| if round % 2 == 0 { Ok(()) } else { Err(Failure::msg("x")) });
         let meet = Barrier::new(2);
@@ -230,7 +230,7 @@ fn a_body_that_panics_when_dropped_unrun_does_not_strand_the_waiters() {
 #[test]
 fn a_stop_right_after_the_start_wins_or_loses_and_never_hangs() {
     within(|| {
-        for _ in 0..500 {
+        for _ in 0..scaled(500) {
             let service = Arc::new(ServiceThread::new("race", obedient));
             let meet = Barrier::new(2);
             let early = thread::scope(|threads| {
@@ -323,7 +323,7 @@ thread_local! {
 
 #[test]
 fn after_a_join_the_thread_is_gone_with_its_thread_locals() {
-    for _ in 0..200 {
+    for _ in 0..scaled(200) {
         let gone = Arc::new(AtomicBool::new(false));
         let service = ServiceThread::new("gone", {
             let gone = gone.clone();
@@ -551,6 +551,7 @@ fn a_name_that_no_thread_can_have_is_an_error_and_not_a_panic() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "starts a process")]
 fn a_thread_that_cannot_be_had_is_an_error_for_everyone() {
     if !without_threads("thread::a_thread_that_cannot_be_had_is_an_error_for_everyone") {
         return;

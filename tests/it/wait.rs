@@ -15,7 +15,7 @@ use microio::{
     WaitError, WorkTracker, bounded, channel,
 };
 
-use crate::support::{Abreast, Hand, meddler, poll_with};
+use crate::support::{Abreast, Hand, meddler, poll_with, scaled};
 
 const ZERO: Option<Duration> = Some(Duration::ZERO);
 
@@ -71,8 +71,8 @@ impl Park for Host {
 fn a_host_parks_its_own_way_until_the_future_is_woken() {
     let (host, (tx, mut rx)) = (Host(Arc::default()), channel());
     thread::scope(|threads| {
-        threads.spawn(|| (0..1_000).for_each(|n| tx.try_send(n).unwrap()));
-        for n in 0..1_000 {
+        threads.spawn(|| (0..scaled(1_000)).for_each(|n| tx.try_send(n).unwrap()));
+        for n in 0..scaled(1_000) {
             assert_eq!(block_on_with(&host, rx.recv(), None).unwrap().unwrap(), n);
         }
     });
@@ -108,7 +108,7 @@ fn a_wait_without_time_polls_once_and_a_short_one_once_more_at_its_end() {
 /// neither eats the other's wake.
 #[test]
 fn a_wait_inside_the_poll_of_a_wait_does_not_eat_the_wake_of_the_outer_one() {
-    for _ in 0..200 {
+    for _ in 0..scaled(200) {
         let (host, outer, inner, barrier) = (ThreadHost::here(), CloseScope::new(), CloseScope::new(), Barrier::new(2));
         thread::scope(|threads| {
             threads.spawn(|| {
@@ -165,7 +165,7 @@ impl Park for ThreadHost {
 /// receive itself.
 #[test]
 fn a_waker_that_blocks_on_a_thread_that_blocks_does_not_confuse_its_next_wait() {
-    for _ in 0..100 {
+    for _ in 0..scaled(100) {
         let ((tx, mut rx), done, barrier) = (bounded(NonZeroUsize::MIN), CloseScope::new(), Arc::new(Barrier::new(2)));
         tx.try_send(1).unwrap();
         let (inner, meet) = (done.clone(), barrier.clone());
@@ -197,7 +197,7 @@ type Act = Box<dyn FnOnce() + Send>;
 /// A poll and what it waits for at the same moment, round after round: the poll sees it, or is woken.
 #[track_caller]
 fn never_lost(make: impl Fn() -> (Waiting, Act)) {
-    let (mut waits, acts): (Vec<_>, Vec<_>) = (0..20_000).map(|_| make()).unzip();
+    let (mut waits, acts): (Vec<_>, Vec<_>) = (0..scaled(20_000)).map(|_| make()).unzip();
     let hands: Vec<_> = waits.iter().map(|_| Hand::new()).collect();
     let (abreast, mut parked) = (Abreast::default(), Vec::new());
     thread::scope(|threads| {

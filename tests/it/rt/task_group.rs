@@ -15,7 +15,7 @@ use microio::{
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::task::yield_now;
 
-use crate::support::{LONG, OnDrop, block_on, run, run_threads, within};
+use crate::support::{LONG, OnDrop, block_on, run, run_threads, scaled, within};
 
 use super::*;
 
@@ -462,7 +462,7 @@ fn all_who_join_get_all_failures() {
             yield_now().await;
             fail("eof").await
         });
-        let joiners = (0..100).map(|_| {
+        let joiners = (0..scaled(100)).map(|_| {
             let group = group.clone();
             tokio::spawn(async move { names(&group.join().await.unwrap_err()) })
         });
@@ -584,7 +584,7 @@ fn a_local_child_outside_of_a_local_runtime_panics_and_leaves_the_group_whole() 
 fn many_children_come_and_go() {
     run(async {
         let (group, count) = (TaskGroup::new(), Arc::new(AtomicUsize::new(0)));
-        for _ in 0..100_000 {
+        for _ in 0..scaled(100_000) {
             let count = count.clone();
             group.start_soon("one", async move {
                 count.fetch_add(1, Ordering::Relaxed);
@@ -592,7 +592,7 @@ fn many_children_come_and_go() {
             });
         }
         group.join().await.unwrap();
-        assert_eq!(count.load(Ordering::Relaxed), 100_000);
+        assert_eq!(count.load(Ordering::Relaxed), scaled(100_000));
     });
 }
 
@@ -600,7 +600,7 @@ fn many_children_come_and_go() {
 fn many_parked_children_are_cancelled() {
     run_threads(async {
         let (group, count) = (TaskGroup::new(), Arc::new(AtomicUsize::new(0)));
-        for _ in 0..100_000 {
+        for _ in 0..scaled(100_000) {
             let count = count.clone();
             let guard = OnDrop(move || _ = count.fetch_add(1, Ordering::Relaxed));
             group.start_soon("one", async move {
@@ -610,7 +610,7 @@ fn many_parked_children_are_cancelled() {
         }
         group.cancel("all");
         group.join().await.unwrap();
-        assert_eq!(count.load(Ordering::Relaxed), 100_000);
+        assert_eq!(count.load(Ordering::Relaxed), scaled(100_000));
     });
 }
 
@@ -618,7 +618,7 @@ fn many_parked_children_are_cancelled() {
 fn a_cancel_racing_the_start_of_children_loses_none() {
     within(|| {
         let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        for _ in 0..500 {
+        for _ in 0..scaled(500) {
             runtime.block_on(async {
                 let group = TaskGroup::new();
                 let remote = group.clone();
