@@ -8,7 +8,7 @@ BENCH := $(CURDIR)/target/bench-python
 # Which Python PyO3 builds for: by its own path, where python3 may be a shim.
 PYO3 = PYO3_PYTHON=$(shell $(PYTHON) -c 'import sys; print(sys.executable)')
 
-.PHONY: help run test test-rust test-python test-kernels bench-python check loom stress docs fmt
+.PHONY: help run test test-rust test-python test-kernels bench-python check loom loom-seeds stress load proof mutants docs fmt
 
 help: ## what there is to do
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -56,6 +56,9 @@ loom: ## the models: every interleaving, up to a bound
 stress: ## random use from 8 threads, books that must balance, for minutes (SECONDS=10 SEED=1 ONLY=channel)
 	$(CARGO) run --release --quiet -p proof --bin stress -- --seconds $(or $(SECONDS),300) \
 	  $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only $(ONLY))
+
+proof: ## the crate's tests under Miri and ThreadSanitizer: wants a nightly compiler (NIGHTLY=toolchain)
+	.ci/proof
 
 docs: ## the crate's documentation, warnings denied
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --all-features
