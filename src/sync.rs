@@ -102,6 +102,11 @@ impl Sleeper {
     }
 }
 
+/// Alone on its cache line (two, as processors fetch them in pairs).
+#[derive(Debug)]
+#[repr(align(128))]
+pub(crate) struct Line<T>(pub(crate) T);
+
 #[cfg(loom)]
 pub(crate) use Mutex as BackoffMutex;
 

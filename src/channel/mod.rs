@@ -38,7 +38,7 @@ pub use receiver::Receiver;
 pub use sender::Sender;
 
 use crate::error::Failure;
-use crate::sync::{Arc, AtomicBool, AtomicU64, AtomicUsize, BackoffMutex, Ordering};
+use crate::sync::{Arc, AtomicBool, AtomicU64, AtomicUsize, BackoffMutex, Line, Ordering};
 use crate::wait::{Waitable, Waiters, WakeBatch, wake, wake_all};
 
 /// A channel without a bound: many senders, one receiver.
@@ -97,10 +97,6 @@ struct Shared<T> {
     senders: AtomicUsize,
     queue: BackoffMutex<Queue<T>>,
 }
-
-/// Alone on its cache line (two, as processors fetch them in pairs).
-#[repr(align(128))]
-struct Line<T>(T);
 
 struct Queue<T> {
     /// The chunk that is being filled. It never grows: a full one is put behind `full` and another takes its place.

@@ -35,7 +35,7 @@ use key::{ByKey, BySlot, Carried, Entry, KeyCode, find};
 use crate::close::{CloseError, CloseScope, OnClose};
 use crate::error::{Failure, discard};
 use crate::slab::Slab;
-use crate::sync::{Arc, Mutex, Weak};
+use crate::sync::{Arc, Line, Mutex, Weak};
 use crate::wait::{WakeBatch, may_block, wake};
 
 /// The requests in flight of a connection or a service, and who waits for each.
@@ -74,11 +74,14 @@ const SHARDS: usize = if cfg!(loom) { 1 } else { 16 };
 
 struct Inner<K, V> {
     hasher: RandomState,
-    shards: [Mutex<Shard<K, V>>; SHARDS],
+    /// Each lock beside what it guards. In a box, because the memory of the `Inner` itself stays for as long as a scope that
+    /// the registry was bound to remembers it.
+    shards: Box<[Lock<K, V>; SHARDS]>,
 }
 
-/// Alone on its cache lines. Empty until used: neither table allocates before its first entry.
-#[repr(align(128))]
+type Lock<K, V> = Line<Mutex<Shard<K, V>>>;
+
+/// Empty until used: neither table allocates before its first entry.
 struct Shard<K, V> {
     keys: HashSet<Entry<K>, BuildHasherDefault<Carried>>,
     slots: Slab<Slot<V>>,
@@ -120,9 +123,9 @@ impl<K, V> Default for RequestRegistry<K, V> {
     fn default() -> Self {
         let shard = |_| {
             let (keys, slots) = (HashSet::default(), Slab::default());
-            Mutex::new(Shard { keys, slots, pending: 0, next_generation: 0, closed: None })
+            Line(Mutex::new(Shard { keys, slots, pending: 0, next_generation: 0, closed: None }))
         };
-        let inner = Inner { hasher: RandomState::new(), shards: std::array::from_fn(shard) };
+        let inner = Inner { hasher: RandomState::new(), shards: Box::new(std::array::from_fn(shard)) };
         RequestRegistry(Arc::new(Owner(Arc::new(inner))))
     }
 }
@@ -226,7 +229,7 @@ impl<K: Eq + Hash + Clone, V> RequestRegistry<K, V> {
     pub fn pending(&self) -> Vec<(K, Duration)> {
         let now = Instant::now();
         let mut pending = Vec::new();
-        for shard in &self.inner().shards {
+        for shard in self.inner().shards.iter() {
             let shard = self.inner().lock(shard);
             let _code = self.inner().key_code();
             let entries = shard.keys.iter().filter(|entry| shard.is_pending(entry.slot));
@@ -316,9 +319,9 @@ impl<K, V> Inner<K, V> {
 
     /// # Panics
     /// In the code of a key that runs under one of these locks.
-    fn lock<'a>(&self, shard: &'a Mutex<Shard<K, V>>) -> impl DerefMut<Target = Shard<K, V>> + use<'a, K, V> {
+    fn lock<'a>(&self, shard: &'a Lock<K, V>) -> impl DerefMut<Target = Shard<K, V>> + use<'a, K, V> {
         KeyCode::forbid(self.address());
-        shard.lock()
+        shard.0.lock()
     }
 
     /// Code of a key runs under a lock, until this is dropped.
@@ -363,7 +366,7 @@ impl<K, V> Inner<K, V> {
         shards.map(|(shard, limit)| self.sweep_shard(shard, error, |slot| slot.generation < limit && hit(slot))).sum()
     }
 
-    fn sweep_shard(&self, shard: &Mutex<Shard<K, V>>, error: &RequestError, hit: impl Fn(&Slot<V>) -> bool) -> usize {
+    fn sweep_shard(&self, shard: &Lock<K, V>, error: &RequestError, hit: impl Fn(&Slot<V>) -> bool) -> usize {
         const AT_A_TIME: u32 = 256;
         let (mut failed, mut slot) = (0, 0);
         loop {

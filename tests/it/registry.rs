@@ -15,7 +15,7 @@ use std::time::Duration;
 use microio::host::LoopMark;
 use microio::{CloseScope, Failure, ReplyHandle, RequestError, RequestRegistry, Waiter, channel};
 
-use crate::support::{Hand, meddler, poll_once, poll_with, ready, scaled};
+use crate::support::{Hand, kept_by, meddler, poll_once, poll_with, ready, scaled};
 
 type Requests = RequestRegistry<u32, &'static str>;
 
@@ -741,4 +741,18 @@ fn the_last_handle_of_a_registry_abandons_who_waits_by_key() {
     assert!(matches!(by_key.wait_blocking(None), Err(RequestError::Abandoned)));
     assert_eq!(handle.resolve(7), Ok(()));
     assert_eq!(by_handle.wait_blocking(None).unwrap(), 7);
+}
+
+#[test]
+fn a_scope_remembers_next_to_nothing_of_a_registry_that_is_gone() {
+    let scope = CloseScope::new();
+    let kept = kept_by(|| (0..1000).map(|_| Requests::bound_to(&scope)).collect::<Vec<_>>().clear());
+    assert!(kept < 100_000, "{kept} bytes for 1000 registries that are gone");
+}
+
+#[test]
+fn an_empty_registry_is_two_kilobytes() {
+    let mut requests = None;
+    let kept = kept_by(|| requests = Some(Requests::new()));
+    assert!(kept < 2400, "{kept} bytes");
 }

@@ -145,3 +145,8 @@ impl<F: FnMut()> Drop for OnDrop<F> {
         (self.0)();
     }
 }
+
+/// How many bytes this thread has allocated in `f` and not freed again.
+pub(crate) fn kept_by(f: impl FnOnce()) -> i64 {
+    allocation_counter::measure(f).bytes_current
+}
