@@ -1,4 +1,7 @@
 //! A vector with a free list: values under small stable numbers, O(1) to add and to remove, no allocation in the steady state.
+//!
+//! Empty after a burst, it gives the memory back, and begins to count from zero: who walks over the keys up to `end` pays for what
+//! there is, not for the most that there ever was.
 
 use std::ops::{Index, IndexMut};
 
@@ -17,6 +20,9 @@ enum Entry<T> {
 }
 
 const END: u32 = u32::MAX;
+
+/// What is not a burst: so many entries stay allocated.
+const KEPT: usize = 1024;
 
 impl<T> Default for Slab<T> {
     fn default() -> Self {
@@ -46,12 +52,23 @@ impl<T> Slab<T> {
     /// # Panics
     /// If there is none.
     pub(crate) fn remove(&mut self, key: u32) -> T {
+        if self.len == 1 && self.entries.len() > KEPT {
+            return self.remove_last(key);
+        }
         match std::mem::replace(&mut self.entries[key as usize], Entry::Free(self.free)) {
             Entry::Used(value) => {
                 self.free = key;
                 self.len -= 1;
                 value
             }
+            Entry::Free(_) => panic!("no value under the key"),
+        }
+    }
+
+    #[cold]
+    fn remove_last(&mut self, key: u32) -> T {
+        match std::mem::take(self).entries.swap_remove(key as usize) {
+            Entry::Used(value) => value,
             Entry::Free(_) => panic!("no value under the key"),
         }
     }
@@ -75,7 +92,7 @@ impl<T> Slab<T> {
         self.len as usize
     }
 
-    /// One more than the largest key ever given out: the end of a cursor over the keys.
+    /// One more than the largest key given out since it was new or emptied of a burst: the end of a cursor over the keys.
     pub(crate) fn end(&self) -> u32 {
         self.entries.len() as u32
     }

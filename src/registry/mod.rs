@@ -489,6 +489,9 @@ impl<K, V> Shard<K, V> {
         let slot = self.slots.remove(place.slot);
         self.pending -= usize::from(matches!(slot.state, State::Pending(_)));
         let entry = if slot.mapped { self.keys.take(find(&BySlot(place.hash, place.slot))) } else { None };
+        if self.slots.end() == 0 {
+            self.keys.shrink_to_fit(); // empty as well: the slots have given the memory of a burst back
+        }
         (slot.state, entry)
     }
 }

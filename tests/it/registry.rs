@@ -744,6 +744,21 @@ fn the_last_handle_of_a_registry_abandons_who_waits_by_key() {
 }
 
 #[test]
+fn a_registry_gives_the_memory_of_a_burst_back() {
+    let requests = RequestRegistry::<u32, u32>::new();
+    let kept = kept_by(|| {
+        let waiters: Vec<_> = (0..100_000).map(|n| requests.register(n).unwrap()).collect();
+        drop(waiters);
+        let asked: Vec<_> = (0..100_000).map(|n| requests.reply(n).unwrap()).collect();
+        asked.into_iter().for_each(|(handle, waiter)| {
+            handle.resolve(1).unwrap();
+            assert_eq!(ready(waiter).unwrap(), 1);
+        });
+    });
+    assert!(kept < 1000, "{kept} bytes for 100000 requests that are gone");
+}
+
+#[test]
 fn a_scope_remembers_next_to_nothing_of_a_registry_that_is_gone() {
     let scope = CloseScope::new();
     let kept = kept_by(|| (0..1000).map(|_| Requests::bound_to(&scope)).collect::<Vec<_>>().clear());

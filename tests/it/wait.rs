@@ -15,7 +15,7 @@ use microio::{
     WaitError, WorkTracker, bounded, channel,
 };
 
-use crate::support::{Abreast, Hand, meddler, poll_with, scaled};
+use crate::support::{Abreast, Hand, kept_by, meddler, poll_with, scaled};
 
 const ZERO: Option<Duration> = Some(Duration::ZERO);
 
@@ -410,4 +410,24 @@ fn waiters_are_shown_in_their_order_and_stay() {
     drop(waiters.remove(first));
     assert_eq!(order(&waiters), [1, 2]);
     assert!(waiters.is_first(second));
+}
+
+#[test]
+fn an_empty_list_of_waiters_keeps_a_few_places_and_gives_those_of_a_burst_back() {
+    let mut waiters = Waiters::default();
+    let park = |waiters: &mut Waiters| {
+        let mut key = None;
+        assert!(waiters.park(&mut key, Waker::noop().clone()).is_none());
+        key.expect("parked")
+    };
+    let few = kept_by(|| {
+        let key = park(&mut waiters);
+        drop(waiters.remove(key));
+    });
+    assert!(few > 0, "no allocation for the next one");
+    let kept = kept_by(|| {
+        let keys: Vec<_> = (0..10_000).map(|_| park(&mut waiters)).collect();
+        keys.into_iter().for_each(|key| drop(waiters.remove(key)));
+    });
+    assert!(kept <= 0, "{kept} bytes for 10000 waiters that are gone");
 }
