@@ -151,6 +151,9 @@ pub struct PriorityMailbox<T, P> {
     above: (u64, Option<Arc<P>>),
 }
 
+/// So many places in the heap stay allocated when it is empty: what a burst took beyond them is given back.
+const KEPT: usize = 1024;
+
 type Gate<T> = Box<dyn FnMut(&T) -> bool + Send>;
 
 /// An item in the heap: its key, then the order of arrival.
@@ -281,7 +284,11 @@ impl<T, P: Ord + Clone> PriorityMailbox<T, P> {
     /// The most urgent item. It counts as received also if comparing its key with others panics, and it is lost to that.
     fn pop_parked(&mut self) -> Option<T> {
         let _counts_on_drop = (!self.parked.is_empty()).then(|| Consumed(&self.receiver));
-        self.parked.pop().map(|parked| parked.item)
+        let top = self.parked.pop()?;
+        if self.parked.is_empty() {
+            self.parked.shrink_to(KEPT);
+        }
+        Some(top.item)
     }
 
     fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<T, RecvError>> {
