@@ -60,6 +60,9 @@ stress: ## random use from 8 threads, books that must balance, for minutes (SECO
 proof: ## the crate's tests under Miri and ThreadSanitizer: wants a nightly compiler (NIGHTLY=toolchain)
 	.ci/proof
 
+load: ## a million of everything: time and memory stay linear (ARGS="--quick": within a minute)
+	$(CARGO) run --release --quiet -p proof --bin load -- $(ARGS)
+
 docs: ## the crate's documentation, warnings denied
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --all-features
 
