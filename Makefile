@@ -53,6 +53,9 @@ check: ## formatting, lints, and which file may know which
 loom: ## the models: every interleaving, up to a bound
 	RUSTFLAGS="--cfg loom" $(CARGO) test --profile loom --no-default-features --features tokio --test loom --target-dir target/loom
 
+loom-seeds: ## bugs that are sown on purpose, each of which a model must find
+	.ci/seeds
+
 stress: ## random use from 8 threads, books that must balance, for minutes (SECONDS=10 SEED=1 ONLY=channel)
 	$(CARGO) run --release --quiet -p proof --bin stress -- --seconds $(or $(SECONDS),300) \
 	  $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only $(ONLY))

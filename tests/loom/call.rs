@@ -1,11 +1,13 @@
 //! What is sent onto a loop, against the loop's exit. The loop is pumped by hand, and goes when its scope is closed; the
 //! `Oneshot` that carries each outcome is in every model here.
 
+use std::sync::Arc;
+
 use loom::thread;
 use microio::host::loop_by_hand;
 use microio::{CallError, CloseScope};
 
-use crate::{block_on, long_model, model};
+use crate::{block_on, long_model, model, poll_once};
 
 /// Call against exit: a call has its value, or hears why not. It does not hang.
 #[test]
@@ -35,6 +37,25 @@ fn a_call_hears_its_value() {
         assert_eq!(handle.call_sync(|| 7, None).unwrap(), 7);
         scope.close("bye");
         the_loop.join().unwrap();
+    });
+}
+
+/// The withdrawal of a call against its run: it is called or dropped, its value goes with whoever is last, nothing is kept.
+#[test]
+fn a_call_that_is_withdrawn_keeps_nothing() {
+    model(|| {
+        let (scope, held) = (CloseScope::new(), Arc::new(()));
+        let (handle, life) = loop_by_hand(scope.clone());
+        let the_loop = thread::spawn(|| block_on(life));
+        let mut call = Box::pin(handle.call({
+            let held = held.clone();
+            move || held
+        }));
+        drop(poll_once(call.as_mut()));
+        drop(call);
+        scope.close("bye");
+        the_loop.join().unwrap();
+        assert_eq!(Arc::strong_count(&held), 1);
     });
 }
 

@@ -75,8 +75,9 @@ fn a_child_that_goes_does_not_save_its_sibling() {
 fn an_interrupt_hits_what_runs_and_nothing_else() {
     model(|| {
         let group = ScopeGroup::new();
+        let gone = CancelScope::clone(&group.scope());
         let running = group.scope();
-        let left = CancelScope::clone(&running);
+        let leaving = CancelScope::clone(&running);
         let leaver = thread::spawn(move || drop(running));
         let entered = thread::spawn({
             let group = group.clone();
@@ -85,7 +86,8 @@ fn an_interrupt_hits_what_runs_and_nothing_else() {
         let hit = group.cancel("interrupt");
         leaver.join().unwrap();
         let entered = entered.join().unwrap();
-        assert_eq!(hit, [&left, &*entered].into_iter().filter(|scope| scope.is_cancelled()).count());
+        assert_eq!(hit, [&leaving, &*entered].into_iter().filter(|scope| scope.is_cancelled()).count());
+        assert!(!gone.is_cancelled());
         assert_eq!(group.active(), 1);
         assert!(!group.scope().is_cancelled());
     });
