@@ -360,7 +360,6 @@ fn failing_all_does_not_hit_what_a_waker_registers_during_the_sweep() {
             }
         });
         assert!(poll_with(&waker, waiter).is_pending());
-        std::mem::forget(waker); // its drop is not the story here
     }
     assert_eq!(requests.fail_all(Failure::msg("reset")), 500);
     assert_eq!((again.lock().unwrap().len(), requests.len()), (500, 500));

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
-/// How often a test does what it does, or to how many: a number in thousands under Miri is its square root, because Miri runs
-/// a hundred times slower. Counts up to about a hundred, and whatever has to exceed a limit of the library, stand as they are.
+/// How often a test does what it does, or to how many. Under Miri, which runs a hundred times slower, the square root of that:
+/// not for what has to exceed a limit of the library.
 pub(crate) const fn scaled(n: usize) -> usize {
     if cfg!(miri) { n.isqrt() } else { n }
 }
