@@ -119,7 +119,7 @@ enum End {
     Failed(Failure),
 }
 
-/// The first chunk's capacity; each one after it has twice its predecessor's, up to `CHUNK_BYTES`.
+/// The first chunk's capacity; each one after it has twice its predecessor's. None is larger than `CHUNK_BYTES`, or one item.
 const FIRST_CHUNK: usize = 32;
 const CHUNK_BYTES: usize = 32 * 1024;
 impl<T> Waitable for Shared<T> {
@@ -142,8 +142,8 @@ impl<T> Queue<T> {
             return Ok(());
         }
         let Some(chunk) = spare.take() else {
-            let most = (CHUNK_BYTES / size_of::<T>().max(1)).max(FIRST_CHUNK);
-            return Err((self.tail.capacity() * 2).clamp(FIRST_CHUNK, most));
+            let most = (CHUNK_BYTES / size_of::<T>().max(1)).max(1);
+            return Err((self.tail.capacity() * 2).clamp(FIRST_CHUNK.min(most), most));
         };
         let full = std::mem::replace(&mut self.tail, chunk);
         if !full.is_empty() {

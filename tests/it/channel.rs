@@ -19,7 +19,7 @@ use microio::{
     TryRecvError, TrySendError, channel,
 };
 
-use crate::support::{Abreast, Hand, meddler, poll_once, poll_with, ready, scaled};
+use crate::support::{Abreast, Hand, kept_by, meddler, poll_once, poll_with, ready, scaled};
 
 const ZERO: Option<Duration> = Some(Duration::ZERO);
 const TINY: Option<Duration> = Some(Duration::from_micros(50));
@@ -817,4 +817,12 @@ fn every_item_is_dropped_exactly_once() {
     drop(rx);
     drop(tx.try_send(Counted(&drops)));
     assert_eq!(drops.get(), 301);
+}
+
+#[test]
+fn a_large_item_takes_no_room_for_thirty_others() {
+    let (tx, mut rx) = channel::<[u8; 64 * 1024]>();
+    let kept = kept_by(|| tx.try_send([1; 64 * 1024]).unwrap());
+    assert!(kept < 128 * 1024, "{kept} bytes for one item");
+    assert_eq!(rx.try_recv().unwrap()[9], 1);
 }
