@@ -74,9 +74,12 @@ impl<T> Oneshot<T> {
         }
     }
 
-    /// The waiter goes. `true` if it leaves before a value came.
-    pub(crate) fn leave(&self) -> bool {
+    /// The waiter goes. Some if a value has come that it has not taken.
+    pub(crate) fn leave(&self) -> Option<T> {
         let left = std::mem::replace(&mut *self.0.lock(), State::Over);
-        matches!(left, State::Empty(_))
+        match left {
+            State::Full(value) => Some(value),
+            State::Empty(_) | State::Over => None,
+        }
     }
 }

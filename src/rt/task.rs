@@ -7,10 +7,10 @@ use std::panic::Location;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use super::child::{Report, TaskOutcome};
+use super::child::{Group, Report, TaskOutcome};
 use super::oneshot::Oneshot;
 use crate::cancel::CancelScope;
-use crate::error::{Cancelled, Failure, Reason, display};
+use crate::error::{Cancelled, Failure, Name, Reason, display};
 use crate::sync::{Arc, AtomicBool, Ordering};
 
 /// A child that can be cancelled alone: it fails with the `Cancelled` of its own scope, which its report knows.
@@ -80,8 +80,13 @@ pub(super) struct StartCell<V> {
     pub(super) begun: AtomicBool,
 }
 
-/// A `start` in progress: dropped, it takes the child along.
-pub(super) struct Starting<V>(pub(super) Option<Arc<StartCell<V>>>);
+/// A `start` in progress: dropped, it takes the child along. A failure that has come and that its starter has not seen is the
+/// group's then, as it is when it comes later.
+pub(super) struct Starting<'a, V> {
+    pub(super) cell: Option<Arc<StartCell<V>>>,
+    pub(super) group: &'a Group,
+    pub(super) name: Name,
+}
 
 impl<V> TaskStatus<V> {
     /// The child is ready: its starter goes on, with this value.
@@ -101,11 +106,14 @@ impl<V> Drop for TaskStatus<V> {
     }
 }
 
-impl<V> Drop for Starting<V> {
+impl<V> Drop for Starting<'_, V> {
     fn drop(&mut self) {
-        if let Some(cell) = self.0.take() {
-            cell.ready.leave();
+        if let Some(cell) = self.cell.take() {
+            let unseen = cell.ready.leave();
             cell.scope.cancel(Reason::OwnerDropped);
+            if let Some(Err(StartError::Failed(cause))) = unseen {
+                self.group.fail(std::mem::take(&mut self.name), cause);
+            }
         }
     }
 }

@@ -215,7 +215,7 @@ impl TaskGroup {
     /// The child did not become ready, and why. This caller hears of it and the group does not.
     ///
     /// # Cancel safety
-    /// Dropping the future cancels that child, and only that.
+    /// Dropping the future cancels that child, and only that. If it had failed already, and nobody heard, the group has failed.
     ///
     /// ```
     /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
@@ -239,12 +239,13 @@ impl TaskGroup {
     {
         let (scope, ready, begun) = (CancelScope::new(), Oneshot::new(), AtomicBool::new(false));
         let cell = Arc::new(StartCell { scope, ready, begun });
-        let mut starting = Starting(Some(cell.clone()));
+        let name = name.into();
+        let mut starting = Starting { cell: Some(cell.clone()), group: self.group(), name: name.clone() };
         let status = TaskStatus(Some(cell.clone()));
         let child = catch(|| child(status)).map_err(StartError::Failed)?;
         cell.begun.store(true, Ordering::Release);
         let child = in_scope(cell.scope.clone(), child);
-        if let Some(child) = self.group().admit(name.into(), child, cell.clone()) {
+        if let Some(child) = self.group().admit(name, child, cell.clone()) {
             child.spawn();
         }
         // A child that is shielded, or does not yield, must not keep the caller from hearing of the group's cancel.
@@ -255,7 +256,7 @@ impl TaskGroup {
         });
         let ready = ready.await;
         if !matches!(ready, Err(StartError::Cancelled(_))) {
-            starting.0 = None;
+            starting.cell = None;
         }
         ready
     }

@@ -136,6 +136,21 @@ fn a_group_that_is_cancelled_while_a_child_starts_tells_the_starter() {
     });
 }
 
+#[test]
+fn a_failure_that_a_dropped_start_has_not_heard_is_the_groups() {
+    run(async {
+        let tg = TaskGroup::new();
+        let mut start = Box::pin(tg.start("early", |status: TaskStatus<()>| async move {
+            let _status = status;
+            Err(Failure::msg("port taken"))
+        }));
+        assert!(poll_once(&mut start).is_pending());
+        idle().await;
+        drop(start);
+        assert_eq!(tg.join().await.unwrap_err().to_string(), "early failed: port taken");
+    });
+}
+
 /// anyio#710.
 #[test]
 fn a_start_that_is_dropped_cancels_that_child_only() {
