@@ -207,7 +207,7 @@ impl CloseScope {
             match state.end.clone() {
                 Some(end) => end,
                 None => {
-                    // Hooks whose owner is gone go when the list would grow: it stays within twice the living.
+                    // Hooks whose owner is gone go when the list would grow: it stays within twice the most that lived at once.
                     if state.hooks.len() == state.hooks.capacity() {
                         state.hooks.retain(|hook| hook.strong_count() > 0);
                         let living = state.hooks.len();
