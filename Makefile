@@ -66,6 +66,9 @@ proof: ## the crate's tests under Miri and ThreadSanitizer: wants a nightly comp
 load: ## a million of everything: time and memory stay linear (ARGS="--quick": within a minute)
 	$(CARGO) run --release --quiet -p proof --bin load -- $(ARGS)
 
+mutants: ## breaks each function of the crate in turn: hours (SHARD=0/8: one of eight parts)
+	.ci/mutants $(SHARD)
+
 docs: ## the crate's documentation, warnings denied
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --all-features
 
