@@ -1,5 +1,7 @@
 //! Tests in a process of their own: where nothing else runs, or where the system has few threads to give, or none.
 
+#![cfg_attr(miri, allow(dead_code))]
+
 use std::env;
 use std::process::Command;
 

@@ -14,7 +14,7 @@ mod channel;
 mod close;
 mod debug;
 mod error;
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", not(miri)))] // Miri starts no processes
 mod faults;
 mod mailbox;
 #[cfg(feature = "tokio")]

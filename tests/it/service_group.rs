@@ -415,6 +415,7 @@ fn who_hears_that_a_service_failed_finds_its_cause_in_the_scope_of_the_group() {
 
 #[cfg(feature = "tracing")]
 #[test]
+#[cfg_attr(miri, ignore = "starts a process")]
 fn what_goes_wrong_in_a_rollback_is_logged() {
     if !crate::alone::alone("service_group::what_goes_wrong_in_a_rollback_is_logged") {
         return;

@@ -584,6 +584,7 @@ mod log {
     use crate::logged;
 
     #[test]
+    #[cfg_attr(miri, ignore = "starts a process")]
     fn the_log_says_once_why_a_service_failed() {
         if !alone("thread::log::the_log_says_once_why_a_service_failed") {
             return;
@@ -611,6 +612,7 @@ mod log {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "starts a process")]
     fn a_failure_of_a_service_that_nobody_holds_is_logged() {
         if !alone("thread::log::a_failure_of_a_service_that_nobody_holds_is_logged") {
             return;

@@ -657,6 +657,7 @@ fn children_that_start_children_while_the_group_is_joined_are_joined_too() {
 
 #[cfg(feature = "tracing")]
 #[test]
+#[cfg_attr(miri, ignore = "starts a process")]
 fn a_failure_is_told_to_who_joins_or_else_logged_and_never_twice() {
     if !crate::alone::alone("rt::task_group::a_failure_is_told_to_who_joins_or_else_logged_and_never_twice") {
         return;
