@@ -1,8 +1,11 @@
-"""The loops that every asynchronous test runs on."""
+"""The loops that every asynchronous test runs on, and the signals."""
 
 import asyncio
+import signal
 
 import pytest
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored by what it starts in the background
 
 LOOPS = {"asyncio": asyncio.new_event_loop}
 try:

@@ -1,11 +1,14 @@
 """Every test runs for both kernels, and ends with the assertion that nothing is left of the kernels that it started."""
 
+import signal
 import threading
 
 import pytest
 from jupyter_core.utils import ensure_event_loop
 
 import kernels
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored by what it starts in the background
 
 
 @pytest.fixture(scope="session")
