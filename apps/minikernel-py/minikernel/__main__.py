@@ -37,7 +37,10 @@ def main() -> int:
             logging.basicConfig(level=logging.ERROR)
             install(arguments.prefix, arguments.name)
         else:
-            logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s")
+            handler = logging.StreamHandler()
+            formatter = logging.Formatter if arguments.verbose else Brief
+            handler.setFormatter(formatter("%(asctime)s %(levelname)s %(message)s"))
+            logging.basicConfig(level=level, handlers=[handler])
             kernel.run(connection(arguments.connection_file), arguments.deadline)
     except Exception as error:
         print(f"minikernel: error: {explained(error)}", file=sys.stderr, flush=True)
@@ -45,6 +48,13 @@ def main() -> int:
             os._exit(1)
         return 1
     return 0
+
+
+class Brief(logging.Formatter):
+    """Without tracebacks: where a service failed is for developers, and why is said at the end."""
+
+    def formatException(self, ei: object) -> str:
+        return ""
 
 
 def seconds(text: str) -> float:
