@@ -5,14 +5,18 @@ import collections.abc
 import contextvars
 import dataclasses
 import gc
+import os
+import subprocess
 import sys
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
+import microio
 from microio import (
     BrokenResourceError,
     CancelScope,
@@ -117,6 +121,56 @@ def test_a_send_after_the_loop_was_closed_is_late(run, late_send):
         assert send.send_nowait("late") is None
     assert send.stats() == ChannelStats(sent=1, received=0, dropped=1, queued=1, closed=False)
     assert receive.drain_nowait() == ["in time"]
+
+
+@pytest.mark.parametrize("late_send", ["raise", "drop"])
+def test_an_awaited_send_after_the_loop_was_closed_is_late(run, late_send):
+    send, receive = create_channel(late_send=late_send)
+
+    async def bind():
+        receive.bind()
+
+    async def late():
+        if late_send == "raise":
+            with pytest.raises(BrokenResourceError):
+                await send.send("late")
+        else:
+            assert await send.send("late") is None
+
+    run(bind())
+    run(late())
+    assert send.stats() == ChannelStats(sent=0, received=0, dropped=1, queued=0, closed=False)
+
+
+STORY_OF_A_LOOP = """
+import asyncio
+from microio import create_channel
+
+send, receive = create_channel(capacity=1)
+
+class Curious(asyncio.SelectorEventLoop):
+    def call_soon(self, *args, **kwargs):
+        assert receive.drain_nowait(0) == []
+        return super().call_soon(*args, **kwargs)
+
+async def main():
+    receive.bind()
+    send.send_nowait(1)
+    sending = asyncio.create_task(send.send(2))
+    await asyncio.sleep(0)
+    received = [await receive.receive()]
+    await sending
+    assert received + receive.drain_nowait() == [1, 2]
+
+with asyncio.Runner(loop_factory=Curious) as runner:
+    runner.run(main())
+"""
+
+
+def test_a_loop_may_use_the_channel_as_a_sender_that_waited_is_woken():
+    """In a program of its own: who waits for a lock of its own thread keeps the GIL, too."""
+    path = os.pathsep.join([str(Path(microio.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    subprocess.run([sys.executable, "-c", STORY_OF_A_LOOP], env={**os.environ, "PYTHONPATH": path}, check=True, timeout=60)
 
 
 def test_a_thread_wakes_the_parked_receiver(run):
