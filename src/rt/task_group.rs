@@ -34,6 +34,9 @@ pub struct TaskGroup(Arc<Owner>);
 /// What the handles share. The children do not hold it: when it is dropped, no handle is left.
 struct Owner(Arc<Group>);
 
+/// A turn for everybody before the abort: on a machine that stood still through the grace, nobody had one.
+const TURN: Duration = Duration::from_millis(1);
+
 /// How long a shutdown waits after its abort for the aborted to be gone. What is not gone then is stuck.
 const SETTLE: Duration = Duration::from_millis(50);
 
@@ -284,9 +287,10 @@ impl TaskGroup {
         GroupError::unless_empty(self.group().last_failures())
     }
 
-    /// Cancels the children, gives them the `grace` to end, aborts those that did not, and says who that was.
+    /// Cancels the children, gives them the `grace` to end, aborts those that did not, and says who that was. Who
+    /// obeys at its next turn is not aborted, however short the grace.
     ///
-    /// It returns at the latest a moment (50 ms) after the grace, unless it runs on the one thread that a child of its never
+    /// It returns at the latest a moment (51 ms) after the grace, unless it runs on the one thread that a child of its never
     /// gives up: call it from another thread, or on a multi-thread runtime, if that can be. Failures are for [`join`](TaskGroup::join).
     ///
     /// # Panics
@@ -299,7 +303,11 @@ impl TaskGroup {
         let (before, _) = group.census();
         self.cancel(why);
         let mut late = Vec::new();
-        if move_on_after(grace, group.empty()).await.is_none() {
+        let mut ended = move_on_after(grace, group.empty()).await;
+        if ended.is_none() {
+            ended = move_on_after(TURN, group.empty()).await;
+        }
+        if ended.is_none() {
             late = group.names();
             group.raise(ABORT);
             let _named_below = move_on_after(SETTLE, group.empty()).await;

@@ -121,12 +121,17 @@ impl Cell {
         matches!(self.outcome, Outcome::LateAndStuck | Outcome::Stuck)
     }
 
+    /// A deadline that this service misses; and its neighbours do not, though the machine stands still for a while.
+    fn soon(&self) -> Duration {
+        if self.group.is_some() { 6 * SOON } else { SOON }
+    }
+
     fn hears(&mut self, what: &'static str, said: impl Into<Said>) {
         self.heard.push((what, said.into()));
     }
 
     fn start(&mut self) {
-        let limit = Some(if self.is_late() { SOON } else { LONG });
+        let limit = if self.is_late() { self.soon() } else { LONG };
         let begin = Instant::now();
         let started = thread::scope(|threads| {
             let (service, begun) = (&self.service, &self.script.begun);
@@ -137,8 +142,8 @@ impl Cell {
                 });
             }
             in_time(|| match &self.group {
-                Some(group) => group.start(limit),
-                None => service.start().and_then(|()| service.wait_started(limit)),
+                Some(group) => group.start(Some(limit)),
+                None => service.start().and_then(|()| service.wait_started(Some(limit))),
             })
         });
         match (self.outcome, started) {
@@ -147,7 +152,7 @@ impl Cell {
                 Err(ServiceError::TimedOut { service, state: ServiceState::Starting }),
             ) => {
                 assert_eq!(service, NAME);
-                assert!(begin.elapsed() >= SOON);
+                assert!(begin.elapsed() >= limit);
             }
             (Outcome::Unready(_) | Outcome::Stopped, Err(error)) => {
                 assert_eq!(error.service(), NAME);
@@ -194,7 +199,7 @@ impl Cell {
     }
 
     fn stop(&mut self) {
-        let limit = Some(if self.is_blocked() { SOON } else { LONG });
+        let limit = Some(if self.is_blocked() { self.soon() } else { LONG });
         let begin = Instant::now();
         match &self.group {
             Some(group) => {
@@ -219,7 +224,7 @@ impl Cell {
             }
         }
         if self.is_blocked() {
-            assert!(begin.elapsed() >= SOON);
+            assert!(begin.elapsed() >= self.soon());
         }
         // The start of a group has logged it: what it had to roll back.
         if self.group.is_none() || self.is_ready() || self.fault == Fault::NoThread {
@@ -244,8 +249,8 @@ impl Cell {
 
     /// The port of the service.
     fn is_free_again(&self) {
-        if let Some(port) = *self.script.port.lock().unwrap() {
-            TcpListener::bind(("127.0.0.1", port)).expect("free");
+        if let Some(address) = *self.script.bound.lock().unwrap() {
+            TcpListener::bind(address).expect("free");
         }
     }
 }
@@ -445,7 +450,7 @@ fn logged() -> Option<Vec<String>> {
 fn in_time<R>(call: impl FnOnce() -> R) -> R {
     let begin = Instant::now();
     let result = call();
-    assert!(begin.elapsed() < SOON + BUSY_MACHINE, "it took {:?}", begin.elapsed());
+    assert!(begin.elapsed() < BUSY_MACHINE, "it took {:?}", begin.elapsed());
     result
 }
 

@@ -1,6 +1,6 @@
 //! What the service of a cell does, and where: one fault, as a thread's body and as a future.
 
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ pub(super) struct Script {
     /// Somebody else listens here.
     taken: TcpListener,
     /// Where the service listens as long as it lives.
-    pub(super) port: Mutex<Option<u16>>,
+    pub(super) bound: Mutex<Option<SocketAddr>>,
     /// What it failed with: the very object.
     pub(super) cause: Mutex<Option<Failure>>,
     /// It runs, and listens.
@@ -38,8 +38,8 @@ impl Script {
         let (let_go, wait) = mpsc::channel();
         let script = Script {
             fault,
-            taken: TcpListener::bind("127.0.0.1:0").unwrap(),
-            port: Mutex::default(),
+            taken: TcpListener::bind((own_host(), 0)).unwrap(),
+            bound: Mutex::default(),
             cause: Mutex::default(),
             begun: CloseScope::new(),
             go: CloseScope::new(),
@@ -52,15 +52,15 @@ impl Script {
     }
 
     /// The port to bind: a free one, or one that is taken.
-    fn address(&self) -> (&'static str, u16) {
+    fn address(&self) -> SocketAddr {
         match self.fault {
-            Fault::PortTaken => ("127.0.0.1", self.taken.local_addr().unwrap().port()),
-            _ => ("127.0.0.1", 0),
+            Fault::PortTaken => self.taken.local_addr().unwrap(),
+            _ => (own_host(), 0).into(),
         }
     }
 
-    fn bound(&self, port: u16) {
-        *self.port.lock().unwrap() = Some(port);
+    fn bound(&self, address: SocketAddr) {
+        *self.bound.lock().unwrap() = Some(address);
         self.begun.close("it listens");
     }
 
@@ -84,7 +84,7 @@ impl Script {
             Ok(listener) => listener,
             Err(taken) => return self.fails(taken),
         };
-        self.bound(listener.local_addr()?.port());
+        self.bound(listener.local_addr()?);
         match self.fault {
             Fault::ErrorBeforeReady => return self.fails(Failure::msg("no config")),
             Fault::ReturnBeforeReady => return Ok(()),
@@ -123,7 +123,7 @@ impl Script {
             Ok(listener) => listener,
             Err(taken) => return self.fails(taken),
         };
-        self.bound(listener.local_addr()?.port());
+        self.bound(listener.local_addr()?);
         match self.fault {
             Fault::ErrorBeforeReady => return self.fails(Failure::msg("no config")),
             Fault::ReturnBeforeReady => return Ok(()),
@@ -154,4 +154,10 @@ impl Script {
             _ => pending().await,
         }
     }
+}
+
+/// An address of this machine that no other process takes a port of: what is free again stays free.
+fn own_host() -> Ipv4Addr {
+    let [_, high, middle, low] = std::process::id().to_be_bytes();
+    Ipv4Addr::new(127, high | 0x80, middle, low)
 }

@@ -413,6 +413,19 @@ fn children_that_end_within_the_grace_are_counted() {
     });
 }
 
+/// As after a grace through which the machine stood still.
+#[test]
+fn a_child_that_obeys_at_its_first_turn_is_not_aborted() {
+    run(async {
+        let group = TaskGroup::new();
+        let obeys: Task<()> = group.create_task("obeys", pending());
+        idle().await;
+        let report = group.shutdown("bye", Duration::ZERO).await;
+        assert_eq!((report.finished, report.aborted.len(), report.stuck.len()), (1, 0, 0));
+        assert!(matches!(obeys.await, TaskOutcome::Cancelled(_)));
+    });
+}
+
 /// Its waker has been taken by the cancel, and it has parked again more than once since.
 #[test]
 fn a_child_that_woke_under_its_shield_after_the_cancel_is_aborted_too() {
