@@ -820,6 +820,15 @@ fn every_item_is_dropped_exactly_once() {
 }
 
 #[test]
+fn a_burst_takes_few_allocations_of_which_none_is_large() {
+    let (tx, mut rx) = channel::<u64>();
+    let taken = allocation_counter::measure(|| (0..100_000).for_each(|n| tx.try_send(n).unwrap()));
+    assert!(taken.count_total < 100, "{taken:?}");
+    assert!(rx.drain(None).into_iter().eq(0..100_000));
+    drop((tx, rx));
+}
+
+#[test]
 fn a_large_item_takes_no_room_for_thirty_others() {
     let (tx, mut rx) = channel::<[u8; 64 * 1024]>();
     let kept = kept_by(|| tx.try_send([1; 64 * 1024]).unwrap());

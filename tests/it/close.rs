@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use microio::{CancelScope, CloseError, CloseScope, Failure, Reason, WaitError, WorkTracker};
 
-use crate::support::{Hand, meddler, poll_with, ready, scaled};
+use crate::support::{Hand, kept_by, meddler, poll_with, ready, scaled};
 
 const ZERO: Option<Duration> = Some(Duration::ZERO);
 const TINY: Option<Duration> = Some(Duration::from_micros(50));
@@ -237,6 +237,23 @@ fn many_links_of_short_lived_scopes_do_not_disturb_the_living() {
 }
 
 #[test]
+fn a_link_of_a_scope_that_is_gone_takes_no_memory() {
+    let service = CloseScope::new();
+    let kept = kept_by(|| (0..10_000).for_each(|_| service.link(&CancelScope::new())));
+    assert!(kept < 4_000, "{kept} bytes for 10000 scopes that are gone");
+}
+
+/// It would take minutes if each link looked at all before it.
+#[test]
+fn a_link_costs_the_same_however_many_there_are() {
+    let service = CloseScope::new();
+    let living: Vec<_> = (0..scaled(100_000)).map(|_| CancelScope::new()).collect();
+    living.iter().for_each(|scope| service.link(scope));
+    service.close("bye");
+    assert!(living.iter().all(CancelScope::is_cancelled));
+}
+
+#[test]
 fn linking_that_races_the_close_always_cancels() {
     for _ in 0..scaled(300) {
         let (service, barrier) = (CloseScope::new(), Barrier::new(2));
@@ -286,6 +303,18 @@ fn an_idle_moment_is_seen_though_it_is_busy_again() {
     let _busy_again = tracker.track();
     assert!(hand.poll(&mut idle).is_ready());
     assert!(hand.poll(&mut pin!(tracker.idle())).is_pending(), "who comes later waits for the next");
+}
+
+#[test]
+fn more_work_wakes_nobody_who_waits_for_the_end_of_it() {
+    let (tracker, hand) = (WorkTracker::new(), Hand::new());
+    let work = tracker.track();
+    let mut idle = pin!(tracker.idle());
+    assert!(hand.poll(&mut idle).is_pending());
+    let more = tracker.track();
+    assert_eq!(hand.wakes(), 0);
+    drop((work, more));
+    assert!(hand.wakes() == 1 && hand.poll(&mut idle).is_ready());
 }
 
 #[test]

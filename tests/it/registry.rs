@@ -540,6 +540,7 @@ fn a_hundred_thousand_impatient_requests_leave_nothing() {
 fn what_is_pending_can_be_listed_with_its_age() {
     let requests = Requests::new();
     let _waiters = [3, 1, 2].map(|n| requests.register(n).unwrap());
+    assert!(!requests.is_empty());
     requests.resolve(&1, "done").unwrap();
     let mut pending = requests.pending();
     pending.sort();

@@ -269,3 +269,15 @@ fn a_comparison_that_comes_back_to_its_registry_panics_and_leaves_the_registry_w
         assert_eq!(requests.len(), 0);
     });
 }
+
+#[test]
+fn a_comparison_may_use_another_registry() {
+    let (requests, home, token) = (Requests::new(), Requests::new(), Arc::new(()));
+    let waiter = requests.register(Odd(1, token.clone())).unwrap();
+    HOME.set(Some(home.clone()));
+    let manners = Manners { on_eq: Whim::ComesBack, on_clone: Whim::ComesBack, ..GOOD };
+    let seen = with(manners, || (requests.contains(&Odd(1, token.clone())), requests.pending().len()));
+    assert_eq!(seen, Some((true, 1)));
+    HOME.set(None);
+    drop(waiter);
+}
