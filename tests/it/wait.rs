@@ -2,14 +2,15 @@
 
 use std::future::{Future, poll_fn};
 use std::num::NonZeroUsize;
+use std::ops::DerefMut;
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, Condvar, Mutex};
 use std::task::{Poll, Wake, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use microio::host::{Blocked, LoopMark, Park, Waiters, block_on_with, current_loop, may_block};
+use microio::host::{Blocked, LoopMark, Park, Waitable, Waiters, block_on_with, current_loop, may_block, wake_all};
 use microio::{
     CancelScope, CloseScope, PriorityMailbox, RecvBlockingError, RequestError, RequestRegistry, SendBlockingError,
     WaitError, WorkTracker, bounded, channel,
@@ -412,6 +413,37 @@ fn waiters_are_shown_in_their_order_and_stay() {
     drop(waiters.remove(first));
     assert_eq!((order(&waiters), waiters.queued()), (vec![1, 2], 2));
     assert!(waiters.is_first(second));
+}
+
+/// Else two that wake each other would never come to an end.
+#[test]
+fn who_parks_again_while_all_are_woken_waits_for_the_next_time() {
+    struct Bare(Mutex<Waiters>);
+    impl Waitable for Bare {
+        type State = Waiters;
+        fn lock(&self) -> impl DerefMut<Target = Waiters> {
+            self.0.lock().unwrap()
+        }
+        fn waiters(state: &mut Waiters) -> &mut Waiters {
+            state
+        }
+    }
+    let (bare, woken) = (Arc::new(Bare(Mutex::default())), Arc::new(AtomicUsize::new(0)));
+    let seen = woken.clone();
+    let late = meddler(move || _ = seen.fetch_add(1, Ordering::Relaxed));
+    for _ in 0..40 {
+        let (again, late) = (bare.clone(), late.clone());
+        let parks_again = meddler(move || drop(again.lock().park(&mut None, late.clone())));
+        assert!(bare.lock().park(&mut None, parks_again).is_none());
+    }
+    wake_all(&*bare);
+    assert_eq!(
+        (woken.load(Ordering::Relaxed), bare.lock().queued()),
+        (0, 80),
+        "twice each: a meddler acts when dropped, too"
+    );
+    wake_all(&*bare);
+    assert_eq!((woken.load(Ordering::Relaxed), bare.lock().queued()), (80, 0));
 }
 
 #[test]
