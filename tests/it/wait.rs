@@ -105,6 +105,14 @@ fn a_wait_without_time_polls_once_and_a_short_one_once_more_at_its_end() {
     assert!(block_on_with(&host, async { 7 }, ZERO).is_ok());
 }
 
+#[test]
+fn a_thread_that_has_waited_waits_again_without_an_allocation() {
+    let scope = CloseScope::new();
+    let wait = || drop(scope.wait_blocking(ZERO));
+    wait();
+    assert_eq!(allocation_counter::measure(|| (0..10).for_each(|_| wait())).count_total, 0);
+}
+
 /// The wake of the outer wait comes while a wait in its own poll sleeps on the same thread: each has a flag of its own, and
 /// neither eats the other's wake.
 #[test]
