@@ -464,7 +464,7 @@ fn shielded_tasks_on_a_runtime_with_many_threads_reach_the_end_of_their_shield()
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
     let (scope, reached) = (CancelScope::new(), Arc::new(AtomicUsize::new(0)));
     let (entered, all_entered) = mpsc::channel();
-    let tasks: Vec<_> = (0..50)
+    let tasks: Vec<_> = (0..scaled(50))
         .map(|_| {
             let (scope, reached, entered) = (scope.clone(), reached.clone(), entered.clone());
             runtime.spawn(async move {
@@ -488,12 +488,12 @@ fn shielded_tasks_on_a_runtime_with_many_threads_reach_the_end_of_their_shield()
             })
         })
         .collect();
-    all_entered.iter().take(50).for_each(drop);
+    all_entered.iter().take(scaled(50)).for_each(drop);
     scope.cancel("stop");
     for task in tasks {
         assert_eq!(runtime.block_on(task).unwrap().reason.to_string(), "stop");
     }
-    assert_eq!(reached.load(Ordering::SeqCst), 50);
+    assert_eq!(reached.load(Ordering::SeqCst), scaled(50));
 }
 
 // What the running code can ask.

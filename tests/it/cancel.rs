@@ -93,7 +93,7 @@ fn a_child_outlives_its_root() {
 fn slots_of_children_that_are_gone_are_used_again() {
     let root = CancelScope::new();
     let mut living = Vec::new();
-    for n in 0..2_000 {
+    for n in 0..scaled(2_000) {
         let child = root.child();
         if n % 7 == 0 { living.push(child) } else { drop(child) }
     }

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
-/// How often a test does what it does, or to how many. Under Miri, which runs a hundred times slower, the square root of that:
-/// not for what has to exceed a limit of the library.
+/// How often a test does what it does, or to how many. Under Miri, which runs hundreds of times slower, far less
+/// often: not for what has to exceed a limit of the library.
 pub(crate) const fn scaled(n: usize) -> usize {
-    if cfg!(miri) { n.isqrt() } else { n }
+    if cfg!(miri) { 4 * n.isqrt().isqrt() } else { n }
 }
 
 /// A waker that counts its wakes. Each clone of the waker holds the counter: [`Hand::wakers`] tells how many are alive.

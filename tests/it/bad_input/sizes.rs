@@ -12,7 +12,7 @@ use microio::{ActorCore, LateSend, Mailbox, RecvError, TryRecvError, TrySendErro
 use proptest::prelude::*;
 
 use super::check;
-use crate::support::{poll_once, ready};
+use crate::support::{poll_once, ready, scaled};
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -36,7 +36,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => Just(Step::Close),
         1 => any::<bool>().prop_map(Step::Late),
     ];
-    prop::collection::vec(step, 0..100)
+    prop::collection::vec(step, 0..scaled(100))
 }
 
 fn capacities() -> impl Strategy<Value = Option<NonZeroUsize>> {
