@@ -8,7 +8,7 @@ BENCH := $(CURDIR)/target/bench-python
 # Which Python PyO3 builds for: by its own path, where python3 may be a shim.
 PYO3 = PYO3_PYTHON=$(shell $(PYTHON) -c 'import sys; print(sys.executable)')
 
-.PHONY: help run test test-rust test-python test-kernels bench-python check loom loom-seeds stress load proof mutants docs fmt
+.PHONY: help run test test-rust test-python test-kernels bench bench-python check loom loom-seeds stress load proof mutants docs fmt
 
 help: ## what there is to do
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -35,6 +35,9 @@ $(VENV)/ready: $(SERVERS)
 	$(PYTHON) -m venv --clear $(VENV)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r $(SERVERS)
 	touch $@
+
+bench: ## the crate beside its peers in one run (ARGS="--quick --cases channel")
+	$(CARGO) run --release --quiet -p bench -- $(ARGS)
 
 bench-python: ## the package, the original and the peers in one run (ARGS="--quick": a short one)
 	$(PYTHON) -m venv $(BENCH)/ours
