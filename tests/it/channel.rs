@@ -19,7 +19,7 @@ use microio::{
     TryRecvError, TrySendError, channel,
 };
 
-use crate::support::{Abreast, Hand, kept_by, meddler, poll_once, poll_with, ready, scaled};
+use crate::support::{Abreast, BURST, Hand, kept_by, meddler, poll_once, poll_with, ready, scaled};
 
 const ZERO: Option<Duration> = Some(Duration::ZERO);
 const TINY: Option<Duration> = Some(Duration::from_micros(50));
@@ -822,9 +822,9 @@ fn every_item_is_dropped_exactly_once() {
 #[test]
 fn a_burst_takes_few_allocations_of_which_none_is_large() {
     let (tx, mut rx) = channel::<u64>();
-    let taken = allocation_counter::measure(|| (0..100_000).for_each(|n| tx.try_send(n).unwrap()));
+    let taken = allocation_counter::measure(|| (0..BURST as u64).for_each(|n| tx.try_send(n).unwrap()));
     assert!(taken.count_total < 100, "{taken:?}");
-    assert!(rx.drain(None).into_iter().eq(0..100_000));
+    assert!(rx.drain(None).into_iter().eq(0..BURST as u64));
     drop((tx, rx));
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use microio::{CancelScope, CloseError, CloseScope, Failure, Reason, WaitError, WorkTracker};
 
-use crate::support::{Hand, kept_by, meddler, poll_with, ready, scaled};
+use crate::support::{BURST, Hand, kept_by, meddler, poll_with, ready, scaled};
 
 const ZERO: Option<Duration> = Some(Duration::ZERO);
 const TINY: Option<Duration> = Some(Duration::from_micros(50));
@@ -239,8 +239,8 @@ fn many_links_of_short_lived_scopes_do_not_disturb_the_living() {
 #[test]
 fn a_link_of_a_scope_that_is_gone_takes_no_memory() {
     let service = CloseScope::new();
-    let kept = kept_by(|| (0..10_000).for_each(|_| service.link(&CancelScope::new())));
-    assert!(kept < 4_000, "{kept} bytes for 10000 scopes that are gone");
+    let kept = kept_by(|| (0..BURST).for_each(|_| service.link(&CancelScope::new())));
+    assert!(kept < 4_000, "{kept} bytes for scopes that are gone");
 }
 
 /// It would take minutes if each link looked at all before it.

@@ -12,6 +12,9 @@ pub(crate) const fn scaled(n: usize) -> usize {
     if cfg!(miri) { 4 * n.isqrt().isqrt() } else { n }
 }
 
+/// So much at once that what it took is to be given back.
+pub(crate) const BURST: usize = if cfg!(miri) { 2_000 } else { 50_000 };
+
 /// A waker that counts its wakes. Each clone of the waker holds the counter: [`Hand::wakers`] tells how many are alive.
 #[derive(Default)]
 pub(crate) struct Counter(AtomicUsize);

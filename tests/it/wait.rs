@@ -16,7 +16,7 @@ use microio::{
     WaitError, WorkTracker, bounded, channel,
 };
 
-use crate::support::{Abreast, Hand, kept_by, meddler, poll_with, scaled};
+use crate::support::{Abreast, BURST, Hand, kept_by, meddler, poll_with, scaled};
 
 const ZERO: Option<Duration> = Some(Duration::ZERO);
 
@@ -468,8 +468,8 @@ fn an_empty_list_of_waiters_keeps_a_few_places_and_gives_those_of_a_burst_back()
     });
     assert!(few > 0, "no allocation for the next one");
     let kept = kept_by(|| {
-        let keys: Vec<_> = (0..10_000).map(|_| park(&mut waiters)).collect();
+        let keys: Vec<_> = (0..BURST).map(|_| park(&mut waiters)).collect();
         keys.into_iter().for_each(|key| drop(waiters.remove(key)));
     });
-    assert!(kept <= 0, "{kept} bytes for 10000 waiters that are gone");
+    assert!(kept <= 0, "{kept} bytes for waiters that are gone");
 }
