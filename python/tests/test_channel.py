@@ -286,6 +286,9 @@ def test_an_item_that_the_collector_sends_in_the_middle_of_a_receive_is_seen(run
             send.send_nowait("from __del__")
 
     async def main():
+        receive.bind()
+        send.send_nowait("first")
+        assert await receive.receive() == "first"  # what the first one allocates is there
         steps = receive.receive().__await__()
         gc.collect()
         garbage = Sends()

@@ -364,6 +364,50 @@ def test_lifting_the_floor_from_another_thread_wakes_who_waits(run):
     run(main())
 
 
+def test_a_floor_that_the_collector_lifts_in_the_middle_of_a_get_is_seen(run):
+    """Before 3.12 any allocation may collect: also that of what a task is parked on, when nothing was found above the floor."""
+
+    class Lifts:
+        def __del__(self):
+            mailbox.floor = None
+
+    async def main():
+        mailbox.bind()
+        mailbox.submit("first")
+        assert await mailbox.get() == "first"  # what the first one allocates is there
+        mailbox.floor = 10
+        mailbox.submit("below")
+        steps = mailbox.get().__await__()
+        gc.collect()
+        garbage = Lifts()
+        garbage.itself = garbage
+        del garbage
+        thresholds = gc.get_threshold()
+        gc.set_threshold(1)
+        gc.enable()
+        try:
+            parked = next(steps)
+        except StopIteration as end:
+            return end.value
+        finally:
+            gc.set_threshold(*thresholds)
+        gc.collect()
+        if parked is not None:  # or it asks for another turn
+            woken = asyncio.Event()
+            parked.add_done_callback(lambda _: woken.set())
+            await asyncio.wait_for(woken.wait(), 10)
+        with pytest.raises(StopIteration) as end:
+            next(steps)
+        return end.value.value
+
+    mailbox = PriorityMailbox()
+    gc.disable()
+    try:
+        assert run(main()) == "below"
+    finally:
+        gc.enable()
+
+
 def test_a_drain_ignores_the_floor():
     mailbox = PriorityMailbox(lambda item: item)
     mailbox.floor = 10
