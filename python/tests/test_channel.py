@@ -346,6 +346,28 @@ def test_a_delivered_item_is_let_go_of(run):
     run(main())
 
 
+@pytest.mark.parametrize("way", ["receive", "__anext__"])
+def test_a_channel_that_was_received_from_goes_with_its_last_end(run, way):
+    """No cycle is left behind by a receive: what is still queued does not have to wait for the collector."""
+
+    class Item:
+        pass
+
+    async def main():
+        send, receive = create_channel()
+        send.send_nowait("received")
+        assert await getattr(receive, way)() == "received"
+        item = Item()
+        send.send_nowait(item)
+        return weakref.ref(item)
+
+    gc.disable()
+    try:
+        assert run(main())() is None
+    finally:
+        gc.enable()
+
+
 # the end
 
 
