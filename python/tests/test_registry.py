@@ -710,6 +710,42 @@ def test_a_cancelled_async_wait_removes_the_request(run, registry):
     run(main())
 
 
+class Compared:
+    """Equal to its like; who compares it calls ``act``."""
+
+    def __init__(self, act=None):
+        self.act = act or (lambda: None)
+
+    def __hash__(self):
+        return 1
+
+    def __eq__(self, other):
+        self.act()
+        return isinstance(other, Compared)
+
+
+@pytest.mark.parametrize("end", ["timeout", "async timeout", "cancel"])
+def test_a_wait_that_has_ended_takes_no_answer_while_it_leaves(run, registry, end):
+    """Its key is compared on the way out: an answer from in there comes too late, and is told so."""
+
+    async def main():
+        with pytest.raises(TimeoutError if end == "async timeout" else asyncio.CancelledError):
+            task = await parked(registry.wait_async(key, reply.waiter, 0 if end == "async timeout" else None))
+            task.cancel()
+            await task
+
+    answers = []
+    reply = registry.reply(Compared(lambda: answers.append(reply.resolve("late"))))
+    key = Compared()
+    if end == "timeout":
+        with pytest.raises(TimeoutError):
+            registry.wait(key, reply.waiter, 0)
+    else:
+        run(main())
+    assert answers[0] is False
+    assert len(registry) == 0
+
+
 def test_an_async_request_cancelled_before_it_began_registers_nothing(run, registry):
     async def main():
         task = asyncio.create_task(registry.request_async(1, pytest.fail))
