@@ -305,6 +305,16 @@ def test_stuck_members_are_joined_for_one_deadline_and_each_is_named(hangs, capl
     assert logged == [f"thread did not stop: {name} (stopping), it is at" for name in "xyz"]
 
 
+def test_the_time_that_telling_takes_is_taken_from_that_for_joining():
+    class Slow(Member):
+        def stop(self):
+            time.sleep(0.02)
+
+    log = []
+    ServiceGroup(Slow("a", log)).stop_join(0.02)
+    assert log == [("join", "a", 0)]
+
+
 def test_a_member_that_joins_the_group_skips_itself(caplog):
     results = []
 
@@ -378,6 +388,17 @@ def test_the_scope_ends_with_a_service_that_ends_or_is_stopped_and_with_a_stop_o
     loop.stop("bye")
     assert of_loop.scope.reason == "bye"
     assert of_loop.stop_join(GUARD)
+
+
+def test_the_scope_is_over_before_a_stop_of_the_group_reaches_the_members():
+    class Watching(Member):
+        def stop(self):
+            seen.append(group.scope.closed and group.scope.reason)
+
+    seen = []
+    group = ServiceGroup(Watching("one that tells the group nothing", []))
+    group.stop()
+    assert seen == ["stop"]
 
 
 def test_the_scope_has_the_reason_of_the_stop_however_fast_the_service_ends():
