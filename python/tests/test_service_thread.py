@@ -404,6 +404,20 @@ def test_stop_before_start_is_kept(start):
     assert type(raised.value.__cause__) is ClosedResourceError
 
 
+def test_who_hears_of_the_end_finds_it_ended(start):
+    class Ready(threading.Event):
+        def set(self):
+            seen.append(service.stopped.is_set())
+            super().set()
+
+    seen = []
+    service = ServiceThread()
+    service.ready = Ready()
+    service.stop()
+    start(service).join(GUARD)
+    assert seen == [True]
+
+
 def test_stop_wakes_who_waits_for_the_start(start):
     go = threading.Event()
     waiting = threading.Event()
