@@ -339,14 +339,34 @@ def test_get_blocks_until_an_answer_comes(registry):
     thread.join()
 
 
-def test_put_blocks_until_there_is_room(registry):
-    waiter = registry.register(1)
-    waiter.put("first")
+@pytest.mark.parametrize("makes_room", ["get", "get_nowait"])
+def test_put_blocks_until_there_is_room(registry, makes_room):
+    """It is woken: it does not only look again when its time is up."""
     with ThreadPoolExecutor(1) as pool:
-        second = pool.submit(waiter.put, "second", timeout=GUARD)
-        assert waiter.get(timeout=GUARD) == "first"
-        assert waiter.get(timeout=GUARD) == "second"
-        assert second.result() is None
+        for key in range(20):  # in most of these rounds it has begun to wait
+            waiter, begun = registry.register(key), threading.Event()
+            waiter.put("first")
+            second = pool.submit(lambda: (begun.set(), waiter.put("second", timeout=GUARD)))
+            begun.wait(GUARD)
+            begin = time.monotonic()
+            assert getattr(waiter, makes_room)() == "first"
+            second.result()
+            assert time.monotonic() - begin < GUARD
+            assert waiter.get(timeout=GUARD) == "second"
+
+
+def test_a_get_that_had_to_wait_makes_room_too(registry):
+    with ThreadPoolExecutor(1) as pool:
+        for key in range(20):  # in most of these rounds the second put finds the place still taken
+            waiter, begun = registry.register(key), threading.Event()
+            got = pool.submit(lambda: (begun.set(), waiter.get(timeout=GUARD)))
+            begun.wait(GUARD)
+            begin = time.monotonic()
+            waiter.put("first")
+            waiter.put("second", timeout=GUARD)
+            assert time.monotonic() - begin < GUARD
+            assert got.result()[1] == "first"
+            assert waiter.get_nowait() == "second"
 
 
 # handles
