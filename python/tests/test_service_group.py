@@ -176,8 +176,20 @@ def test_a_failed_member_stops_the_others_and_is_named():
 
 def test_a_member_that_fails_is_heard_of_while_one_before_it_is_still_starting():
     """The one before may wait for what the failed one was to bring."""
+
+    class Watched(CloseScope):
+        def wait(self, *timeout):
+            waits.set()
+            return super().wait(*timeout)
+
+        def _wait_either(self, *other):
+            waits.set()
+            return super()._wait_either(*other)
+
+    waits = threading.Event()
     first = service("first", lambda service: service.scope.wait(GUARD))
-    group = ServiceGroup(first, service("culprit", fail)).start()
+    first._service_start = Watched()
+    group = ServiceGroup(first, service("culprit", lambda service: (waits.wait(GUARD), fail(service)))).start()
     with pytest.raises(RuntimeError, match="^culprit failed$") as raised:
         group.wait_started()
     assert raised.value.__cause__ is group.services[1].exc is group.scope.exc
