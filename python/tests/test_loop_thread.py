@@ -763,6 +763,27 @@ def test_calls_that_have_not_begun_when_the_loop_ends_get_the_cause(start, kind)
     assert inspect.getcoroutinestate(coro) == inspect.CORO_CLOSED and ran == []
 
 
+def test_who_is_let_go_before_the_loop_is_closed_is_not_taken_in_again(service):
+    def leave():
+        asyncio.get_running_loop().run_in_executor(None, go.wait, 2 * GUARD)  # while that lasts, it is not closed
+        raise SystemExit(4)
+
+    def again(_):
+        try:
+            service.call_soon(nothing)
+        except RuntimeError as error:
+            refused.append(str(error))
+        told.set()
+
+    go, told, refused = threading.Event(), threading.Event(), []
+    with Blocked(service):
+        service.call_soon(leave)
+        service.submit(forever()).add_done_callback(again)
+    assert told.wait(GUARD) and not service.stopped.is_set()
+    go.set()
+    assert refused == ["loop is not running"]
+
+
 def test_a_call_in_the_moment_in_which_the_loop_ends_is_refused(service):
     class Queue(collections.deque):
         def append(self, job):
