@@ -149,6 +149,24 @@ def test_cancel_from_a_signal_handler_stops_the_idle_loop(run):
     assert answers == [True]
 
 
+@pytest.mark.parametrize("wake", [False, True])
+def test_wake_reaches_every_scope(monkeypatch, run, wake):
+    class Scope(CancelScope):
+        def cancel(self, reason=None, *, wake=False):
+            told.append(wake)
+            return super().cancel(reason, wake=wake)
+
+    async def main():
+        with group.scope(), group.scope():
+            group.cancel(wake=wake)
+            await checkpoint()
+
+    told, group = [], ScopeGroup()
+    monkeypatch.setattr("microio._task.CancelScope", Scope)
+    run(main())
+    assert told == [wake, wake]
+
+
 def test_a_latched_cancel_racing_a_new_scope_is_never_lost(run):
     async def main():
         loop = asyncio.get_running_loop()
