@@ -170,6 +170,29 @@ def test_cancel_from_a_signal_handler_wakes_an_idle_loop(run):
     run(main())
 
 
+@pytest.mark.parametrize("wake", [False, True])
+def test_wake_has_a_loop_woken_that_seems_to_run_a_task(wake):
+    """It may be in its select all the same; where it is not, that saves a write."""
+
+    class Loop(asyncio.SelectorEventLoop):
+        wakes = 0
+
+        def call_soon_threadsafe(self, *args, **kwargs):
+            self.wakes += 1
+            return super().call_soon_threadsafe(*args, **kwargs)
+
+    async def main():
+        with CancelScope() as scope:
+            scope.cancel(wake=wake)
+            seen.append(asyncio.get_running_loop().wakes)
+            await forever()
+
+    seen = []
+    with asyncio.Runner(loop_factory=Loop) as runner:
+        runner.run(main())
+    assert seen == [int(wake)]
+
+
 def test_cancel_after_the_loop_has_closed_is_kept(loop_factory):
     scope = CancelScope()
 
