@@ -932,6 +932,22 @@ def test_a_loop_that_is_closed_refuses(loop_factory):
 
 
 @pytest.mark.skipif(sys.implementation.name != "cpython", reason="counts references")
+def test_a_loop_that_is_closed_keeps_nothing_of_what_it_refused(loop_factory):
+    class Thing:
+        pass
+
+    other, thing = LoopServiceThread(), Thing()
+    other.loop = loop_factory()
+    other.loop.close()
+    gone = weakref.ref(thing)
+    with pytest.raises(RuntimeError, match="loop is not running"):
+        other.call_soon(id, thing)
+    del thing
+    gc.collect()
+    assert gone() is None
+
+
+@pytest.mark.skipif(sys.implementation.name != "cpython", reason="counts references")
 def test_finished_calls_leave_nothing_behind(service):
     class Thing:
         pass
