@@ -686,6 +686,19 @@ def test_the_deadline_can_be_moved_from_another_thread(run):
 # Entering and leaving
 
 
+def test_a_deadline_that_another_thread_moves_as_it_passes_does_not_cancel(run):
+    async def main():
+        with CancelScope(deadline=asyncio.get_running_loop().time()) as scope:  # what it calls is in the loop's queue
+            mover = threading.Thread(target=setattr, args=(scope, "deadline", None))
+            mover.start()
+            mover.join()
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        assert not scope.cancelled
+
+    run(main())
+
+
 def test_entering_again_starts_the_delay_afresh(run):
     async def main():
         scope = move_on_after(0.01)
