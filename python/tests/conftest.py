@@ -31,3 +31,26 @@ def run(loop_factory):
             return runner.run(coroutine)
 
     return run
+
+
+@pytest.fixture
+def timers_left():
+    """Runs a coroutine, and gives the timers of the loop that nobody has cancelled."""
+
+    class Loop(asyncio.SelectorEventLoop):
+        def __init__(self):
+            super().__init__()
+            self.timers = []
+
+        def call_at(self, *args, **kwargs):
+            self.timers.append(super().call_at(*args, **kwargs))
+            return self.timers[-1]
+
+    def timers_left(coroutine):
+        with asyncio.Runner(loop_factory=Loop) as runner:
+            runner.run(coroutine)
+            timers = runner.get_loop().timers
+            assert timers
+            return [timer for timer in timers if not timer.cancelled()]
+
+    return timers_left

@@ -637,6 +637,34 @@ def test_a_body_that_ends_in_time_is_left_alone(run):
     run(main())
 
 
+def test_a_scope_that_is_left_in_time_leaves_no_timer(timers_left):
+    async def main():
+        with move_on_after(3600):
+            pass
+        with move_on_after(3600) as scope:
+            scope.deadline += 1
+        with pytest.raises(ValueError), move_on_after(3600):
+            raise ValueError
+        with move_on_after(3600) as scope:
+            scope.cancel()
+            await forever()
+
+    assert timers_left(main()) == []
+
+
+def test_a_sleep_that_is_cancelled_leaves_no_timer(timers_left):
+    async def main():
+        task = asyncio.create_task(sleep(3600))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        with CancelScope() as scope:
+            asyncio.get_running_loop().call_soon(scope.cancel)
+            await sleep(3600)
+
+    assert timers_left(main()) == []
+
+
 def test_the_deadline_is_on_the_clock_of_the_loop_and_set_on_enter(run):
     async def main():
         loop = asyncio.get_running_loop()

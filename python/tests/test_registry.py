@@ -929,6 +929,33 @@ def test_close_racing_requests_answers_every_one(busy_threads):
             assert len(registry) == 0
 
 
+@pytest.mark.parametrize("end", ["answer", "cancel"])
+def test_a_wait_that_ends_before_its_time_leaves_no_timer(timers_left, registry, end):
+    async def main():
+        waiter = registry.register(1)
+        task = await parked(registry.wait_async(1, waiter, 3600))
+        task.cancel() if end == "cancel" else registry.resolve(1, "in time")
+        await asyncio.wait([task])
+
+    assert timers_left(main()) == []
+
+
+def test_a_wait_that_is_woken_for_nothing_has_one_timer(timers_left, registry):
+    async def main():
+        waiter = registry.register(1)
+        task = await parked(registry.wait_async(1, waiter, 3600))
+        for _ in range(3):
+            waiter.put("by hand")
+            waiter.get_nowait()
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        assert not task.done()
+        registry.resolve(1, "in time")
+        assert await task == "in time"
+
+    assert timers_left(main()) == []
+
+
 def test_a_wait_that_is_given_up_leaves_nothing_behind(run, registry):
     async def main():
         waiter = registry.register("key")
