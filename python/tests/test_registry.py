@@ -620,6 +620,21 @@ def test_an_async_send_is_awaited(run, registry):
     run(main())
 
 
+def test_the_time_that_an_async_send_takes_is_taken_from_that_of_the_wait(run):
+    class Registry(RequestRegistry):
+        def wait_async(self, key, waiter, timeout=None):
+            times.append(timeout)
+            return super().wait_async(key, waiter, timeout)
+
+    async def send(reply):
+        await asyncio.sleep(0.02)
+        reply.resolve("answer")
+
+    times = []
+    assert run(Registry().request_async("key", send, GUARD)) == "answer"
+    assert times[0] == GUARD and times[1] <= GUARD - 0.01
+
+
 def test_wait_async_returns_the_answer(run, registry):
     async def main():
         waiter = registry.register(1)
