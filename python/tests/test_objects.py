@@ -2,15 +2,19 @@
 
 import asyncio
 import gc
+import os
+import subprocess
 import sys
 import threading
 import traceback
 import warnings
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
+import microio
 from microio import (
     ActorCore,
     BrokenResourceError,
@@ -305,6 +309,98 @@ def test_reasons_that_die_may_call_the_scope():
     scope.exc = Dying(lambda: deaths.append(scope.reason))
     scope.exc = None
     assert deaths == [True, "bye"]
+
+
+def test_a_reason_that_dies_in_a_cancel_may_call_the_scope():
+    deaths = []
+    scope = CancelScope()
+    scope.reason = Dying(lambda: deaths.append((scope.cancelled, scope.reason, scope.cancel())))
+    assert scope.cancel("bye") is True
+    assert deaths == [(True, "bye", False)]
+
+
+def test_a_floor_that_dies_may_call_the_mailbox():
+    class Floor(float):
+        def __del__(self):
+            deaths.append((mailbox.floor, mailbox.drain_nowait(0)))
+
+    deaths = []
+    mailbox = PriorityMailbox()
+    mailbox.floor = Floor(1)
+    mailbox.floor = 2
+    assert deaths == [(2, [])]
+
+
+# loops that look at what they are called for
+
+
+STORY_OF_A_LOOP = """
+import asyncio
+from microio import *
+
+look = None
+
+class Curious(asyncio.SelectorEventLoop):
+    def call_soon(self, *args, **kwargs):
+        if look is not None:
+            looks.append(look())
+        return super().call_soon(*args, **kwargs)
+
+    call_soon_threadsafe = call_soon
+
+async def inside(scope):
+    with scope:
+        await asyncio.get_running_loop().create_future()
+
+async def main():
+    global look
+    {begin}
+    waiting = asyncio.create_task({wait})
+    await asyncio.sleep(0)
+    look = lambda: {look}
+    {wake}
+    look = None
+    assert looks and all(looks), looks
+    await waiting
+
+looks = []
+with asyncio.Runner(loop_factory=Curious) as runner:
+    runner.run(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("begin", "wait", "wake", "look"),
+    [
+        ("send, receive = create_channel()", "receive.receive()", "send.send_nowait(1)", "receive.drain_nowait(0) == []"),
+        (
+            "mailbox = PriorityMailbox(); mailbox.floor = 0; mailbox.submit(1)",
+            "mailbox.get()",
+            "mailbox.floor = None",
+            "mailbox.floor is None and mailbox.drain_nowait(0) == []",
+        ),
+        (
+            "registry = RequestRegistry(); waiter = registry.register(1)",
+            "registry.wait_async(1, waiter)",
+            "registry.resolve(1, 2)",
+            "waiter.full() and 1 not in registry and not registry.resolve(1, 3)",
+        ),
+        ("scope = CloseScope()", "scope.wait_async()", "scope.close('why')", "scope.closed and scope.reason == 'why'"),
+        ("tracker = WorkTracker(); tracker.add()", "tracker.idle()", "tracker.done()", "tracker.count == 0"),
+        (
+            "scope = CancelScope()",
+            "inside(scope)",
+            "scope.cancel('why')",
+            "scope.cancelled and scope.reason == 'why' and not scope.cancel()",
+        ),
+    ],
+    ids=["send", "floor", "reply", "close", "idle", "cancel"],
+)
+def test_a_loop_may_use_what_wakes_a_task(begin, wait, wake, look):
+    """It finds it as it is from then on. In a program of its own: who waits for a lock of its own thread keeps the GIL, too."""
+    story = STORY_OF_A_LOOP.format(begin=begin, wait=wait, wake=wake, look=look)
+    path = os.pathsep.join([str(Path(microio.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    subprocess.run([sys.executable, "-c", story], env={**os.environ, "PYTHONPATH": path}, check=True, timeout=60)
 
 
 # reference cycles
