@@ -9,7 +9,7 @@ import weakref
 import pytest
 
 import microio
-from microio import ClosedResourceError, EndOfStream, Mailbox, PriorityMailbox
+from microio import CancelScope, ClosedResourceError, EndOfStream, Mailbox, PriorityMailbox
 
 KINDS = [Mailbox, PriorityMailbox]
 
@@ -149,6 +149,20 @@ def test_a_get_that_is_cancelled_loses_nothing(run, kind):
         await asyncio.wait({waiting})
         got = [] if waiting.cancelled() else [waiting.result()]
         assert got + mailbox.drain_nowait() == ["item"]
+
+    run(main())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_get_in_a_cancelled_scope_takes_nothing(run, kind):
+    async def main():
+        mailbox = kind()
+        mailbox.submit("item")
+        with CancelScope() as scope:
+            scope.cancel()
+            await mailbox.get()
+        assert scope.cancelled_caught
+        assert await mailbox.get() == "item"
 
     run(main())
 
