@@ -805,6 +805,20 @@ def test_an_async_send_that_fails_leaves_no_request(run, registry, error):
     run(main())
 
 
+def test_a_timeout_of_an_async_send_itself_comes_out_as_it_is(run, registry):
+    async def send(reply):
+        raise error
+
+    async def main():
+        with pytest.raises(TimeoutError) as raised:
+            await registry.request_async("key", send, GUARD)
+        assert raised.value is error
+        assert len(registry) == 0
+
+    error = TimeoutError("no connection")
+    run(main())
+
+
 def test_an_async_request_for_a_pending_key_is_refused(run, registry):
     async def main():
         waiter = registry.register(1)
