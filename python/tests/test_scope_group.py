@@ -167,6 +167,41 @@ def test_wake_reaches_every_scope(monkeypatch, run, wake):
     assert told == [wake, wake]
 
 
+def test_a_scope_that_is_entered_in_the_middle_of_a_latched_cancel_is_cancelled(monkeypatch, run):
+    class Scope(CancelScope):
+        def cancel(self, reason=None, *, wake=False):
+            if not entered:
+                entered.append(self)
+                with group.scope() as scope:
+                    entered.append(scope.cancelled)
+            return super().cancel(reason, wake=wake)
+
+    async def main():
+        with group.scope():
+            group.cancel(latch=True)
+
+    entered, group = [], ScopeGroup()
+    monkeypatch.setattr("microio._task.CancelScope", Scope)
+    run(main())
+    assert entered[1] is True
+
+
+def test_a_scope_that_is_born_cancelled_has_the_reason_from_the_first_moment(run):
+    class Group(ScopeGroup):
+        def __setattr__(self, name, value):
+            super().__setattr__(name, value)
+            if asyncio._get_running_loop() is not None:  # here a signal handler may come
+                with self.scope() as scope:
+                    seen.append((scope.cancelled, scope.reason))
+
+    async def main():
+        group.cancel("interrupt", latch=True)
+
+    seen, group = [], Group()
+    run(main())
+    assert seen == [(False, None), (True, "interrupt")]
+
+
 def test_a_latched_cancel_racing_a_new_scope_is_never_lost(run):
     async def main():
         loop = asyncio.get_running_loop()
