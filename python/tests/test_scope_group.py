@@ -112,6 +112,18 @@ def test_clearing_leaves_what_was_cancelled_cancelled(run):
     run(main())
 
 
+def test_clearing_forgets_the_reason_of_the_latch(run):
+    async def main():
+        group = ScopeGroup()
+        group.cancel("interrupt", latch=True)
+        group.clear()
+        group.cancelling = True
+        with group.scope() as scope:
+            assert scope.reason == "cancelled"
+
+    run(main())
+
+
 def test_an_error_leaves_the_group_empty(run):
     async def main():
         group = ScopeGroup()
