@@ -379,7 +379,7 @@ def test_lifting_the_floor_from_another_thread_wakes_who_waits(run):
 
 
 def test_a_floor_that_the_collector_lifts_in_the_middle_of_a_get_is_seen(run):
-    """Before 3.12 any allocation may collect: also that of what a task is parked on, when nothing was found above the floor."""
+    """Before 3.12 any allocation may collect: also that of what a task is parked on, when all was below the floor."""
 
     class Lifts:
         def __del__(self):

@@ -372,7 +372,12 @@ with asyncio.Runner(loop_factory=Curious) as runner:
 @pytest.mark.parametrize(
     ("begin", "wait", "wake", "look"),
     [
-        ("send, receive = create_channel()", "receive.receive()", "send.send_nowait(1)", "receive.drain_nowait(0) == []"),
+        (
+            "send, receive = create_channel()",
+            "receive.receive()",
+            "send.send_nowait(1)",
+            "receive.drain_nowait(0) == []",
+        ),
         (
             "mailbox = PriorityMailbox(); mailbox.floor = 0; mailbox.submit(1)",
             "mailbox.get()",
@@ -397,7 +402,7 @@ with asyncio.Runner(loop_factory=Curious) as runner:
     ids=["send", "floor", "reply", "close", "idle", "cancel"],
 )
 def test_a_loop_may_use_what_wakes_a_task(begin, wait, wake, look):
-    """It finds it as it is from then on. In a program of its own: who waits for a lock of its own thread keeps the GIL, too."""
+    """It finds it as it is from then on. In a program of its own: a deadlock of the main thread would keep the GIL."""
     story = STORY_OF_A_LOOP.format(begin=begin, wait=wait, wake=wake, look=look)
     path = os.pathsep.join([str(Path(microio.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
     subprocess.run([sys.executable, "-c", story], env={**os.environ, "PYTHONPATH": path}, check=True, timeout=60)
