@@ -761,8 +761,9 @@ fn a_registry_gives_the_memory_of_a_burst_back() {
 #[test]
 fn a_scope_remembers_next_to_nothing_of_a_registry_that_is_gone() {
     let scope = CloseScope::new();
-    let kept = kept_by(|| (0..1000).map(|_| Requests::bound_to(&scope)).collect::<Vec<_>>().clear());
-    assert!(kept < 100_000, "{kept} bytes for 1000 registries that are gone");
+    let bound = || (0..scaled(1000)).map(|_| Requests::bound_to(&scope)).collect::<Vec<_>>().clear();
+    let kept = kept_by(bound);
+    assert!(kept < 100_000, "{kept} bytes for registries that are gone");
 }
 
 #[test]
