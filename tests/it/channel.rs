@@ -676,7 +676,7 @@ fn it_behaves_like_a_queue_under_random_use() {
         let mut waiting: Vec<(usize, Sending)> = Vec::new(); // the longest first
         let (mut sent, mut received, mut dropped) = (0, 0, 0);
         let mut end: Option<Option<Failure>> = None;
-        for step in 0..400 {
+        for step in 0..scaled(400) {
             let at = format!("seed {seed}, step {step}");
             let free = capacity - queue.len();
             let ended = |failed: Option<Option<&Failure>>| match (&end, failed) {

@@ -359,7 +359,7 @@ fn it_behaves_like_a_sorted_vector_under_random_use() {
         let mut model: Vec<(u8, usize)> = Vec::new(); // the most urgent first
         let mut arriving = Vec::new(); // sent, and not seen by the gate yet
         let (mut floor, mut sent, mut received, mut closed) = (None, 0, 0, false);
-        for step in 0..300 {
+        for step in 0..scaled(300) {
             let at = format!("seed {seed}, step {step}");
             let choice = rng.u8(..10);
             if (6..10).contains(&choice) {

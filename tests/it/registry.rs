@@ -651,7 +651,7 @@ fn it_behaves_like_a_map_under_random_use() {
         let mut waiters = Vec::new(); // (key, step, waiter)
         let mut handles = Vec::new(); // (key, step, handle)
         let mut outcomes = HashMap::new(); // step -> the outcome
-        for step in 0..400 {
+        for step in 0..scaled(400) {
             let (at, key) = (format!("seed {seed}, step {step}"), rng.u8(..12));
             match rng.u8(..9) {
                 0 | 1 => match requests.register(key) {
