@@ -9,7 +9,7 @@ use std::pin::{Pin, pin};
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier};
-use std::task::Poll;
+use std::task::{Poll, Waker};
 use std::thread;
 use std::time::Duration;
 
@@ -817,6 +817,16 @@ fn every_item_is_dropped_exactly_once() {
     drop(rx);
     drop(tx.try_send(Counted(&drops)));
     assert_eq!(drops.get(), 301);
+}
+
+#[test]
+fn a_receiver_with_items_in_its_hands_does_not_park() {
+    let (tx, mut rx) = channel();
+    (0..3).for_each(|n| tx.try_send(n).unwrap());
+    assert_eq!(rx.try_recv().unwrap(), 0);
+    assert!(!rx.park(Waker::noop()));
+    assert_eq!(rx.drain(None), [1, 2]);
+    assert!(rx.park(Waker::noop()));
 }
 
 #[test]

@@ -140,6 +140,30 @@ pub(crate) fn within<R: Send + 'static>(f: impl FnOnce() -> R + Send + 'static) 
     thread.join().unwrap_or_else(|payload| std::panic::resume_unwind(payload))
 }
 
+/// An error with a source.
+#[derive(Debug)]
+pub(crate) struct Rooted;
+
+impl std::fmt::Display for Rooted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("rooted")
+    }
+}
+
+impl std::error::Error for Rooted {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        #[derive(Debug)]
+        struct Root;
+        impl std::fmt::Display for Root {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("the root")
+            }
+        }
+        impl std::error::Error for Root {}
+        Some(&Root)
+    }
+}
+
 /// Runs code of its own when it is dropped.
 pub(crate) struct OnDrop<F: FnMut()>(pub(crate) F);
 

@@ -607,8 +607,30 @@ mod log {
         assert_eq!(lines.len(), 2);
         assert!(!lines.iter().any(|line| line.contains("asked to stop")), "nobody did");
         assert_eq!(lines[0].matches("eof").count(), 1);
+        assert!(lines[0].contains("ThreadId("), "which one it was: {lines:#?}");
         drop(release);
         deaf.join(Some(LONG)).unwrap_err();
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "starts a process")]
+    fn a_second_failure_of_a_service_is_logged_and_the_first_again_is_not() {
+        if !alone("thread::log::a_second_failure_of_a_service_is_logged_and_the_first_again_is_not") {
+            return;
+        }
+        for second in [None, Some("second")] {
+            logged::take();
+            let service = ServiceThread::new("svc", move |cx| {
+                cx.started();
+                let first = Failure::msg("first");
+                cx.scope().fail(first.clone());
+                Err(second.map_or(first, Failure::msg))
+            });
+            service.start().unwrap();
+            service.join(Some(LONG)).unwrap_err();
+            let said = second.map(|_| "svc failed after it had failed (first): second".to_owned());
+            assert_eq!(logged::take(), Vec::from_iter(said));
+        }
     }
 
     #[test]

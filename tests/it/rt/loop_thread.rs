@@ -829,3 +829,32 @@ fn a_failure_ends_the_service_though_a_sibling_ignores_its_cancel() {
     assert_eq!(cause.to_string(), "failing failed: broken");
     assert!(service.scope().cause().unwrap().ptr_eq(&cause));
 }
+
+#[test]
+fn a_grace_that_the_clock_cannot_tell_is_as_long_as_it_takes() {
+    let (told, hears) = mpsc::channel();
+    let service = LoopServiceThread::new("patient", move |cx: LoopContext| async move {
+        assert_eq!(cx.name(), "patient");
+        let (tell, stopped) = (told.clone(), cx.scope().closed());
+        cx.task_group().start_soon(
+            "slow",
+            shield(async move {
+                tell.send("begun")?;
+                stopped.await;
+                for _ in 0..scaled(100_000) {
+                    yield_now().await;
+                }
+                tell.send("done")?;
+                Ok(())
+            }),
+        );
+        cx.started();
+        pending().await
+    });
+    let service = service.with_grace(Duration::MAX);
+    service.start().unwrap();
+    assert_eq!(hears.recv_timeout(LONG), Ok("begun"));
+    service.stop("bye".into());
+    service.join(Some(LONG)).unwrap();
+    assert_eq!(hears.recv_timeout(LONG), Ok("done"));
+}

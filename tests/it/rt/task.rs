@@ -11,7 +11,7 @@ use microio::{
 };
 use tokio::task::yield_now;
 
-use crate::support::{poll_once, run, run_threads};
+use crate::support::{Hand, poll_once, run, run_threads};
 
 use super::*;
 
@@ -360,5 +360,18 @@ fn a_task_that_has_ended_is_not_cancelled() {
         group.join().await.unwrap();
         assert!(!task.cancel("too late"));
         assert!(matches!(task.await, TaskOutcome::Done(1)));
+    });
+}
+
+#[test]
+fn a_handle_that_is_dropped_leaves_no_waker() {
+    run(async {
+        let (group, hand) = (TaskGroup::new(), Hand::new());
+        let mut task: Task<()> = group.create_task("lives on", pending());
+        assert!(hand.poll(&mut task).is_pending());
+        assert_eq!(hand.wakers(), 1);
+        drop(task);
+        assert_eq!(hand.wakers(), 0);
+        group.shutdown("bye", S).await;
     });
 }

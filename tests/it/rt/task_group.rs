@@ -1,6 +1,7 @@
 //! Tests of `src/rt/task_group.rs`.
 
 use std::cell::Cell;
+use std::error::Error;
 use std::future::pending;
 use std::panic::{AssertUnwindSafe, catch_unwind, panic_any};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,13 +10,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use microio::{
-    CancelScope, Cancelled, Failure, Reason, StartError, Task, TaskGroup, TaskOutcome, channel,
+    CancelScope, Cancelled, Failure, GroupError, Reason, StartError, Task, TaskGroup, TaskOutcome, channel,
     checkpoint_if_cancelled, fail_after, move_on_after, shield, sleep, task_group,
 };
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::task::yield_now;
 
-use crate::support::{LONG, OnDrop, block_on, run, run_threads, scaled, within};
+use crate::support::{LONG, OnDrop, Rooted, block_on, run, run_threads, scaled, within};
 
 use super::*;
 
@@ -705,4 +706,17 @@ fn a_failure_is_told_to_who_joins_or_else_logged_and_never_twice() {
         let panic = "task child failed: panicked: boom";
         assert_eq!(lines(true, joins, true), [panic], "at once: a join may never come");
     }
+}
+
+#[test]
+fn the_error_of_a_group_says_its_failures_or_else_why_it_was_cut_off() {
+    let scope = CancelScope::new();
+    scope.cancel("bye");
+    let cancelled = scope.check().err();
+    let cut_off = GroupError { failures: vec![], cancelled: cancelled.clone() };
+    assert_eq!(cut_off.to_string(), "cancelled: bye");
+    assert!(cut_off.source().unwrap().is::<Cancelled>());
+    let failed = GroupError { failures: vec![("child".into(), Rooted.into())], cancelled };
+    assert_eq!(failed.to_string(), "child failed: rooted");
+    assert_eq!(failed.source().unwrap().to_string(), "the root");
 }
