@@ -744,6 +744,7 @@ fn the_last_handle_of_a_registry_abandons_who_waits_by_key() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "what is a burst for each of sixteen shards takes minutes")]
 fn a_registry_gives_the_memory_of_a_burst_back() {
     let requests = RequestRegistry::<u32, u32>::new();
     let kept = kept_by(|| {
