@@ -820,13 +820,16 @@ fn every_item_is_dropped_exactly_once() {
 }
 
 #[test]
-fn a_receiver_with_items_in_its_hands_does_not_park() {
+fn a_receiver_parks_only_if_there_is_nothing_in_its_hands_nor_in_the_queue_nor_to_come() {
     let (tx, mut rx) = channel();
     (0..3).for_each(|n| tx.try_send(n).unwrap());
+    assert!(!rx.park(Waker::noop()), "three in the queue");
     assert_eq!(rx.try_recv().unwrap(), 0);
-    assert!(!rx.park(Waker::noop()));
+    assert!(!rx.park(Waker::noop()), "two in its hands");
     assert_eq!(rx.drain(None), [1, 2]);
     assert!(rx.park(Waker::noop()));
+    tx.close();
+    assert!(!rx.park(Waker::noop()), "the end");
 }
 
 #[test]
